@@ -43,8 +43,11 @@ def trainings(folder: Path, part: str) -> Iterator[tuple[int, Wanted]]:
     rates = {name: chosen_rate(folder, name)[0] for name in arms.PARTS[part]}
     if untried := [name for name, rate in rates.items() if rate is None]:
         raise SystemExit(f"No learning rate was chosen for {', '.join(untried)}; run the same command again.")
+    one_rate = chosen_rate(folder, "none")[0]
     for seed in range(arms.SEEDS[part]):
-        yield seed, [(name, arm, rates[name] or 0.0) for name, arm in arms.PARTS[part].items()]
+        own = [(name, arm, rates[name] or 0.0) for name, arm in arms.PARTS[part].items()]
+        again = [(name, arm, one_rate or 0.0) for name, arm, rate in own if part == "main" and rate != one_rate]
+        yield seed, own + again
 
 
 def quiet(work: Callable[..., None], *given: Any) -> None:

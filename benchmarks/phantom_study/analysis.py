@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.evaluation.statistics import holm
+from mmedpo.evaluation.statistics import holm, tail
 from phantom_study.arms import ARMS, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control
-from phantom_study.trials import result
+from phantom_study.trials import STARTS, result
 
 PRIMARY_OUTCOME = "weighted_accuracy"
 OUTCOMES = {  # by name: heading, factor, better is higher
@@ -33,7 +33,7 @@ def chosen_rate(folder: Path, name: str) -> tuple[float | None, dict[str, float]
 
     None where a try is missing.
     """
-    tries = {}
+    tries: dict[str, float] = {}
     for rate in ARMS[name].rates:
         found = [result(folder, seed, name, rate) for seed in TUNING_WORLDS]
         if any(one is None for one in found):
@@ -53,12 +53,15 @@ def difference(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "p": float(p), "worlds": count}
 
 
-def read(folder: Path) -> Runs:
-    """Return the outcomes by arm and world; the starting models are the arm "start"."""
+def read(folder: Path, one_rate: bool = False) -> Runs:
+    """Return the outcomes by arm and world; the starting models are the arm "start".
+
+    With `one_rate` all arms have the learning rate that was chosen for "none", else each its own.
+    """
     found: Runs = {}
     worlds = range(max(SEEDS.values()))
     for name in ("start", *ARMS):
-        rate = None if name == "start" else chosen_rate(folder, name)[0]
+        rate = None if name == "start" else chosen_rate(folder, "none" if one_rate else name)[0]
         if name != "start" and rate is None:
             continue
         own = {seed: one for seed in worlds if (one := result(folder, seed, name, rate)) is not None}
@@ -88,7 +91,10 @@ def analyse(folder: Path) -> dict[str, Any]:
             agreement = [one["agreement"] for one in worlds.values() if one["agreement"]]
             entry["agreement"] = {kind: fmean(one[kind] for one in agreement) for kind in (agreement or [{}])[0]}
             entry["cpu_s"] = fmean(one["cpu_s"] for one in worlds.values())
-            entry["peak_mb"] = max(one["peak_mb"] for one in worlds.values())
+            kinds = sorted({kind for one in worlds.values() for kind in one["mean_weights"]})
+            entry["mean_weights"] = {
+                kind: fmean(one["mean_weights"][kind] for one in worlds.values()) for kind in kinds
+            }
         for outcome in OUTCOMES:
             values = [one[outcome] for one in worlds.values()]
             if None in values:  # too few answers for a style AUC
@@ -99,13 +105,30 @@ def analyse(folder: Path) -> dict[str, Any]:
                     if other != name and (found := compared(runs, name, other, outcome)):
                         entry[outcome][label] = found
         arms[name] = entry
-    return {"arms": arms, "primary": primary(runs), "dose": {m: dose(runs, m) for m in ("rescale", "strong")}}
+    peak = max((one["peak_mb"] for worlds in runs.values() for one in worlds.values() if "peak_mb" in one), default=0)
+    return {
+        "peak_mb_of_a_worker": peak,
+        "arms": arms, "primary": primary(runs), "primary_at_one_rate": primary(read(folder, one_rate=True)),
+        "dose": {method: dose(runs, method) for method in ("rescale", "strong")},
+        "dose_at_one_rate": {method: dose(read(folder, one_rate=True), method) for method in ("rescale", "strong")},
+    }  # fmt: skip
 
 
 def primary(runs: Runs) -> list[dict[str, Any]]:
-    """Return the comparisons of the primary family, with Holm's correction once all of them are there."""
-    found = [(pair, compared(runs, *pair, PRIMARY_OUTCOME)) for pair in PRIMARY]
-    rows = [{"arm": arm, "control": other, **known} for (arm, other), known in found if known]
+    """Return the comparisons of the primary family, with Holm's correction once all of them are there.
+
+    "by_start" has the mean differences over the worlds of each starting model.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, other in PRIMARY:
+        if not (known := compared(runs, arm, other, PRIMARY_OUTCOME)):
+            continue
+        by_start: dict[str, list[float]] = {}
+        for seed in sorted(runs[arm].keys() & runs[other].keys()):
+            change = runs[arm][seed][PRIMARY_OUTCOME] - runs[other][seed][PRIMARY_OUTCOME]
+            by_start.setdefault(str(seed % STARTS), []).append(change)
+        means = {number: fmean(changes) for number, changes in by_start.items()}
+        rows.append({"arm": arm, "control": other, **known, "by_start": means})
     if len(rows) == len(PRIMARY):
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
@@ -115,8 +138,9 @@ def primary(runs: Runs) -> list[dict[str, Any]]:
 def dose(runs: Runs, method: str) -> dict[str, Any]:
     """Return the gain over "none" by the judge's rank correlation, the line through it, and where it crosses 0.
 
-    The line is fitted by least squares to the gains of all worlds at the qualities 0 (shuffled) to 1 (oracle);
-    intervals are a bootstrap over worlds. The crossing is read only where the slope's interval is above 0.
+    Each world has a line, by least squares through its gains at the qualities 0 (shuffled) to 1 (oracle). Slope and
+    level are `difference` of these. The crossing is that of the mean line, with a bootstrap over worlds, and is read
+    only where the slope's interval is above 0.
     """
     names = {judge: f"{method} {judge}" for judge in DOSE}
     worlds = sorted(set.intersection(*({*runs.get(name, {})} for name in ("none", *names.values()))))
@@ -126,22 +150,14 @@ def dose(runs: Runs, method: str) -> dict[str, Any]:
         [runs[name][seed][PRIMARY_OUTCOME] - runs["none"][seed][PRIMARY_OUTCOME] for name in names.values()]
         for seed in worlds
     ])  # fmt: skip
-    drawn = np.random.default_rng(0).integers(len(worlds), size=(RESAMPLES, len(worlds)))
-    quality = np.array([*DOSE.values()])
-
-    def line(mean: np.ndarray) -> tuple[float, float]:
-        slope, level = np.polyfit(quality, mean, 1)
-        return float(slope), float(level)
-
-    lines = np.array([line(gains[rows].mean(0)) for rows in drawn])
-    slope, level = line(gains.mean(0))
-    limits = np.quantile(lines, [0.025, 0.975], axis=0)
-    found: dict[str, Any] = {
-        "worlds": len(worlds), "slope": [slope, *limits[:, 0].tolist()], "at_0": [level, *limits[:, 1].tolist()],
-    }  # fmt: skip
-    if limits[0, 0] > 0:
-        crossings = -lines[:, 1] / lines[:, 0]
-        found["break_even"] = [-level / slope, *np.quantile(crossings, [0.025, 0.975]).tolist()]
+    lines = np.array([np.polyfit([*DOSE.values()], own, 1) for own in gains])
+    found: dict[str, Any] = {"slope": difference(lines[:, 0].tolist()), "at_0": difference(lines[:, 1].tolist())}
+    if found["slope"]["low"] > 0:
+        drawn = np.random.default_rng(0).integers(len(worlds), size=(RESAMPLES, len(worlds)))
+        means = lines[drawn].mean(axis=1)
+        cut = tail(worlds)
+        low, high = np.quantile(-means[:, 1] / means[:, 0], [cut, 1 - cut])
+        found["break_even"] = {"mean": -found["at_0"]["mean"] / found["slope"]["mean"], "low": low, "high": high}
     return found
 
 

@@ -18,9 +18,11 @@ MAIN = {
     "supervised": Arm(losses="sft"),
     "both none": Arm(pairs="both"),
     "both rescale oracle": Arm(pairs="both", weights="rescale"),
+    "both missed": Arm(pairs="both", detector="missed"),
 }
 _BOTH, _DPO, _FREE, _WARM = Arm(pairs="both"), Arm(losses="dpo", rates=SLOW), Arm(style="free"), Arm(warm=50)
 FACTORS = {
+    "strong importance": Arm(weights="strong", judge="importance"),
     "literal oracle": Arm(weights="literal"),
     "raw oracle": Arm(weights="raw"),
     "wide oracle": Arm(weights="wide"),
@@ -30,7 +32,6 @@ FACTORS = {
     "both merged oracle": Arm(pairs="both", weights="rescale", over="merged"),
     "visual none": Arm(pairs="visual"),
     "both hit": replace(_BOTH, detector="hit"),
-    "both missed": replace(_BOTH, detector="missed"),
     "both whole": replace(_BOTH, detector="whole"),
     "both step 500": replace(_BOTH, step=500),
     "both step 1000": replace(_BOTH, step=1000),
@@ -47,8 +48,7 @@ FACTORS = {
 ARMS = {**MAIN, **FACTORS}
 PARTS = {"main": MAIN, "factors": FACTORS}
 CONTROLS = {  # of the others: "none"
-    "both rescale oracle": "both none", "both merged oracle": "both none",
-    **{name: "both none" for name in FACTORS if name.startswith("both ")},
+    **{name: "both none" for name in {**MAIN, **FACTORS} if name.startswith("both ") and name != "both none"},
     "free corrected": "free gold", "dpo rescale oracle": "dpo none", "dpo strong oracle": "dpo none",
     "warm strong oracle": "warm none",
 }  # fmt: skip

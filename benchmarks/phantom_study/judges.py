@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from mmedpo.data.weights import MEAN, VARIANCE, normalize
-from phantom_study.world import Pair
+from phantom_study.world import IMPORTANCE, Pair
 
 NOISY = {"rank .9": 0.9, "rank .6": 0.6, "rank .3": 0.3}  # Spearman correlation with the truth
 JUDGES = ("oracle", *NOISY, "rules", "shuffled", "reversed")
@@ -22,7 +22,7 @@ def scores(judge: str, pairs: Sequence[Pair], seed: int) -> np.ndarray:
 
     oracle: the truth. rank .9, .6, .3: the truth's ranks with normal errors of the size at which Spearman's correlation
     with the truth is that, spread evenly over [0, 1]. shuffled: the truth in random order. reversed: 1 - truth. rules:
-    the panel of offline stand-ins of the quickstart.
+    the panel of offline stand-ins of the quickstart. importance: the question's, whatever the response says.
     """
     truth = np.array([pair.truth for pair in pairs])
     rng = np.random.default_rng([seed, 7])
@@ -30,6 +30,8 @@ def scores(judge: str, pairs: Sequence[Pair], seed: int) -> np.ndarray:
         return _panel(pairs)
     if judge in NOISY:
         return _noisy(truth, NOISY[judge], rng)
+    if judge == "importance":
+        return np.array([IMPORTANCE[pair.question.importance] for pair in pairs])
     return {"oracle": truth, "shuffled": rng.permutation(truth), "reversed": 1 - truth}[judge]
 
 

@@ -46,11 +46,17 @@ def _table(heading: list[str], lines: list[list[str]]) -> str:
 
 def primary(found: dict[str, Any]) -> str:
     """Return the comparisons of the primary family, in points of importance-weighted accuracy."""
-    lines = [
-        [row["arm"], row["control"], str(row["worlds"]), points(row), f"{row['p']:.4f}",
-         f"{row['p_holm']:.4f}" if "p_holm" in row else "once all are there"] for row in found["primary"]
-    ]  # fmt: skip
-    return _table(["arm", "against", "worlds", "difference [95 %]", "p", "p (Holm)"], lines)
+    same = {(row["arm"], row["control"]): row for row in found["primary_at_one_rate"]}
+    lines = []
+    for row in found["primary"]:
+        pair = row["arm"], row["control"]
+        rates = ", ".join(f"{found['arms'][name]['rate']:g}" for name in pair)
+        starts = ", ".join(f"{100 * mean:+.1f}" for mean in row["by_start"].values())
+        again = points(same[pair]) if pair in same and same[pair]["worlds"] == row["worlds"] else "not there yet"
+        p = f"{row['p_holm']:.3f}" if "p_holm" in row else "once all are there"
+        lines.append([*pair, str(row["worlds"]), rates, points(row), f"{row['p']:.3f}", p, starts, again])
+    heading = ["arm", "against", "worlds", "rates", "difference [95 %]", "p", "p (Holm)", "by starting model"]
+    return _table([*heading, "both at the rate of none"], lines)
 
 
 def arms(found: dict[str, Any]) -> str:
@@ -88,11 +94,12 @@ def dose(found: dict[str, Any]) -> str:
     for method, line in found["dose"].items():
         if not line:
             continue
-        slope, low, high = (100 * value for value in line["slope"])
-        end = "no break-even can be read, since the slope is not shown to be above 0"
-        if "break_even" in line:
-            end = "break-even at a rank correlation of {:.2f} [{:.2f}, {:.2f}]".format(*line["break_even"])
-        change = f"{slope:+.1f} points [{low:+.1f}, {high:+.1f}] from shuffled to oracle"
+        end = "no break-even is read, since the slope is not shown to be above 0"
+        if known := line.get("break_even"):
+            inside = 0 <= known["mean"] <= 1
+            place = f"{known['mean']:.2f} [{known['low']:.2f}, {known['high']:.2f}]" if inside else "outside 0 to 1"
+            end = f"break-even at a rank correlation of {place}"
+        change = f"{points(line['slope'])} points from shuffled to oracle"
         said.append(f"<p><b>{method}</b>: {change}; {end}.</p>")
     return "".join(said)
 
@@ -120,7 +127,7 @@ def picture(found: dict[str, Any]) -> bytes:
                 first = label if len(shown) == 1 else None
                 axes.errorbar(x, 100 * known["mean"], bars, color=PALETTE[place], fmt=marker, capsize=3, label=first)
         if line := found["dose"].get(method):
-            ends = [100 * (line["at_0"][0] + line["slope"][0] * x) for x in (0, 1)]
+            ends = [100 * (line["at_0"]["mean"] + line["slope"]["mean"] * x) for x in (0, 1)]
             axes.plot([0, 1], ends, color=PALETTE[place], linewidth=1, alpha=0.6)
         for x, judge in shown if not place else ():
             axes.annotate(judge, (x, 0), (x, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize="small",

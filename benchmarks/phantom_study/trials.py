@@ -123,7 +123,7 @@ def rows(weighted: Sequence[tuple[Pair, float]]) -> Any:
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
             "images": [noised if pair.reversed else image],
-            "rejected_images": [image if pair.reversed else noised] if noised else None,
+            "rejected_images": [noised] if noised and not pair.reversed else None,
             "dispreference": kind, "weight": weight,
         })  # fmt: skip
     return Dataset.from_list(found, features=Features({name: schema.FEATURES[name] for name in found[0]}))
@@ -235,29 +235,39 @@ def outcomes(model: Any, begun: Path, asked: Sequence[Question], held: Sequence[
 
     model.eval()
     said = answers(model, begun, asked)
-    short = [i for i, question in enumerate(asked) if question.task != "report"]
     reports = [i for i, question in enumerate(asked) if question.task == "report"]
-    correct = {i: right(asked[i], said[i]) for i in short}
-    importance = {i: IMPORTANCE[asked[i].importance] for i in short}
-    found: dict[str, Any] = {
-        "weighted_accuracy": sum(correct[i] * importance[i] for i in short) / sum(importance.values()),
-        "accuracy": fmean(correct.values()),
-        "closed_accuracy": fmean(correct[i] for i in short if asked[i].task == "closed_vqa"),
-        "open_accuracy": fmean(correct[i] for i in short if asked[i].task == "open_vqa"),
-        **{f"accuracy_{name}": fmean(correct[i] for i in short if asked[i].importance == name) for name in IMPORTANCE},
-        "free_style": fmean(text.startswith(OPENING) for text in said),
-        "words": fmean(len(said[i].split()) for i in short),
-    }
+    found: dict[str, Any] = accuracies(asked, said)
     metrics = report_generation.compute([said[i] for i in reports], [asked[i].answer for i in reports])
     found |= {"bleu_1": metrics["bleu_1"], "rouge_l": metrics["rouge_l"]}
-    lesions = [i for i in short if asked[i].lesions]
-    noised = [pair.noised for pair in visual_pairs([asked[i] for i in lesions], np.random.default_rng(0), "hit", 1000)]
-    blind = answers(model, begun, [asked[i] for i in lesions], noised)
-    found["visual_reliance"] = fmean(correct[i] for i in lesions) - fmean(
-        right(asked[i], text) for i, text in zip(lesions, blind, strict=True)
+    lesions = [i for i, question in enumerate(asked) if question.task != "report" and question.lesions]
+    about = [asked[i] for i in lesions]
+    blind = answers(
+        model, begun, about, [pair.noised for pair in visual_pairs(about, np.random.default_rng(0), "hit", 1000)]
     )
-    found["style_auc"] = style_auc([(asked[i], said[i]) for i in short])
+    found["visual_reliance"] = fmean(right(asked[i], said[i]) for i in lesions) - fmean(
+        right(question, text) for question, text in zip(about, blind, strict=True)
+    )
+    found["style_auc"] = style_auc([(one, text) for one, text in zip(asked, said, strict=True) if one.task != "report"])
     return found | preferred(model, begun, held) | {"answers": said}
+
+
+def accuracies(asked: Sequence[Question], said: Sequence[str]) -> dict[str, Any]:
+    """Return accuracies of the answers to all questions but reports, by importance and task, and their style."""
+    rows = [(question, text) for question, text in zip(asked, said, strict=True) if question.task != "report"]
+    correct = [(question, right(question, text)) for question, text in rows]
+    total = sum(IMPORTANCE[question.importance] for question, _ in correct)
+    by_task = {
+        name: [is_right for one, is_right in correct if one.task == f"{name}_vqa"] for name in ("closed", "open")
+    }
+    by_importance = {name: [is_right for one, is_right in correct if one.importance == name] for name in IMPORTANCE}
+    return {
+        "weighted_accuracy": sum(IMPORTANCE[one.importance] for one, is_right in correct if is_right) / total,
+        "accuracy": fmean(is_right for _, is_right in correct),
+        **{f"{name}_accuracy": fmean(own) for name, own in by_task.items()},
+        **{f"accuracy_{name}": fmean(own) for name, own in by_importance.items()},
+        "free_style": fmean(text.startswith(OPENING) for text in said),
+        "words": fmean(len(text.split()) for _, text in rows),
+    }
 
 
 def style_auc(answered: Sequence[tuple[Question, str]]) -> float | None:

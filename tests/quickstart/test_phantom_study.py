@@ -89,11 +89,67 @@ def test_the_line_finds_a_planted_break_even() -> None:
     for place, (name, quality) in enumerate(names.items()):
         runs[name] = {s: {"weighted_accuracy": 0.7 + 0.05 * (quality - 0.4) + noise[s, place]} for s in range(10)}
     found = analysis.dose(runs, "strong")
-    assert found["slope"][0] == pytest.approx(0.05, abs=0.005)
-    value, low, high = found["break_even"]
-    assert low < 0.4 < high and value == pytest.approx(0.4, abs=0.05)
-    flat = {name: {seed: {"weighted_accuracy": 0.7 + noise[seed, 0]} for seed in range(10)} for name in runs}
-    assert "break_even" not in analysis.dose(flat, "strong")
+    assert found["slope"]["low"] < 0.05 < found["slope"]["high"]
+    even = found["break_even"]
+    assert even["low"] < 0.4 < even["high"] and even["mean"] == pytest.approx(0.4, abs=0.05)
+    steady = dict(runs)
+    for place, name in enumerate(names):
+        steady[name] = {seed: {"weighted_accuracy": 0.7 + noise[seed, place]} for seed in range(10)}
+    assert "break_even" not in analysis.dose(steady, "strong")
+
+
+def test_the_primary_family_is_paired_by_world_and_corrected_once_complete() -> None:
+    chance = np.random.default_rng(1)
+    level = chance.normal(0.7, 0.05, 10)  # of worlds, which pairing takes out
+    names = {name for pair in arms.PRIMARY for name in pair}
+    runs = {name: {s: {"weighted_accuracy": level[s] + chance.normal(0, 0.004)} for s in range(10)} for name in names}
+    for seed in range(10):
+        runs["strong oracle"][seed]["weighted_accuracy"] += 0.03
+    rows = {(row["arm"], row["control"]): row for row in analysis.primary(runs)}
+    gain = rows["strong oracle", "none"]
+    assert gain["low"] > 0.02 and gain["p"] < gain["p_holm"] < 0.05
+    assert [*gain["by_start"]] == ["0", "1", "2"]
+    assert rows["both none", "none"]["p_holm"] > 0.05
+    del runs["supervised"]
+    assert not any("p_holm" in row for row in analysis.primary(runs))
+
+
+def test_the_rate_with_the_best_mean_over_tuning_worlds_is_chosen(tmp_path: Path) -> None:
+    values = {0.001: (0.5, 0.9), 0.002: (0.8, 0.8), 0.004: (0.9, 0.4)}
+    for rate, own in values.items():
+        for seed, value in zip(arms.TUNING_WORLDS, own, strict=True):
+            file = trials.file_of(tmp_path / "worlds" / str(seed), "none", rate)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"weighted_accuracy": value}))
+    assert analysis.chosen_rate(tmp_path, "none")[0] == 0.002
+    trials.file_of(tmp_path / "worlds" / "901", "none", 0.004).unlink()
+    assert analysis.chosen_rate(tmp_path, "none")[0] is None
+
+
+def test_images_of_visual_and_reversed_pairs(asked: list[world.Question]) -> None:
+    rng = np.random.default_rng(0)
+    pair = next(pair for pair in world.visual_pairs(asked, rng))
+    other = next(found for found in (world.reversed_of(pair, rng) for _ in range(20)) if found)
+    first, second = trials.rows([(pair, 1.0), (other, 0.5)]).with_format(None)
+    assert (first["chosen"], first["rejected"]) == (second["rejected"], first["chosen"])
+    assert np.array_equal(np.asarray(first["images"][0]).squeeze(), pair.question.shown.pixels)
+    assert np.array_equal(np.asarray(first["rejected_images"][0]).squeeze(), pair.noised)
+    assert np.array_equal(np.asarray(second["images"][0]).squeeze(), pair.noised)
+    assert second["rejected_images"] is None
+    assert second["chosen"][0]["content"] not in pair.question.accepted
+
+
+def test_accuracy_counts_questions_by_their_importance(asked: list[world.Question]) -> None:
+    said = [question.answer for question in asked]
+    assert trials.accuracies(asked, said)["weighted_accuracy"] == 1
+    cosmetic = [question.importance == "cosmetic" for question in asked]
+    short = [question for question in asked if question.task != "report"]
+    wrong = ["nothing" if is_cosmetic else text for text, is_cosmetic in zip(said, cosmetic, strict=True)]
+    total = sum(world.IMPORTANCE[question.importance] for question in short)
+    found = trials.accuracies(asked, wrong)
+    assert found["weighted_accuracy"] == pytest.approx(1 - 0.1 * sum(cosmetic) / total)
+    assert found["accuracy"] == pytest.approx(1 - sum(cosmetic) / len(short))
+    assert (found["accuracy_critical"], found["accuracy_cosmetic"]) == (1, 0)
 
 
 def test_differences_are_paired_by_world() -> None:
@@ -132,6 +188,5 @@ def test_a_world_at_toy_size_is_trained_measured_resumed_and_shown(
     found = analysis.analyse(tmp_path)
     assert {*found["arms"]} == {"start", "none", "both rescale oracle"}
     assert found["arms"]["both rescale oracle"]["agreement"] == pytest.approx({"text": 1.0, "visual": 1.0})
-    found["dose"] = {"rescale": {}, "strong": {}}
     page.write(found, tmp_path)
     assert "both rescale oracle" in (tmp_path / "page.html").read_text()

@@ -49,14 +49,18 @@ LONGEST = 256
 
 
 class Lengths:
-    """Makes each answer of `model` end after the number of tokens that is set for the question's number."""
+    """Makes answers of `model` end after the number of tokens set for the question's number, until `end`."""
 
     def __init__(self, model: VisionLanguageModel, lengths: list[int]) -> None:
-        self.model, self.lengths, self.end = model, torch.tensor(lengths), model.processor.tokenizer.eos_token_id
+        self.model, self.lengths, self.stop = model, torch.tensor(lengths), model.processor.tokenizer.eos_token_id
         self.rows, self.step = torch.tensor([0]), 0
-        model.model.lm_head.register_forward_hook(self._end)
+        self._hook = model.model.lm_head.register_forward_hook(self._limit)
         self._generate = model.model.generate
         model.model.generate = self._begin
+
+    def end(self) -> None:
+        self._hook.remove()
+        del self.model.model.generate
 
     def _begin(self, **inputs: Any) -> Any:
         texts = self.model.processor.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
@@ -64,9 +68,9 @@ class Lengths:
         self.rows, self.step = torch.tensor([int(found[0]) if found else 0 for found in numbers]), 0
         return self._generate(**inputs)
 
-    def _end(self, module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        over = self.step >= self.lengths[self.rows]
-        logits[:, -1, self.end] = torch.where(over, 1e4, -1e4).to(logits)
+    def _limit(self, module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        over = (self.step >= self.lengths[self.rows]).to(logits.device)
+        logits[:, -1, self.stop] = torch.where(over, 1e4, -1e4).to(logits)
         self.step += 1
         return logits
 
@@ -137,22 +141,34 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         asked, lengths = draw(options.questions, options.seed, Path(scratch))
         model = build(options.width, options.layers, options.questions, Path(scratch) / "model")
-        Lengths(model, lengths)
-        arms: dict[str, Callable[[], dict[str, str]]] = {
-            "one_by_one": lambda: in_given_order(model, asked, 1),
-            "given_order": lambda: in_given_order(model, asked, options.batch_size),
-            "ours": lambda: ours(model, asked, options.batch_size),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        answers: dict[str, dict[str, str]] = {}
-        for _ in range(options.repeats):
+        found = compare(model, asked, lengths, options.batch_size, options.repeats)
+    return {"parameters": sum(parameter.numel() for parameter in model.model.parameters()), **found}
+
+
+def compare(
+    model: VisionLanguageModel, asked: QuestionSet, lengths: list[int], size: int, repeats: int, one_by_one: bool = True
+) -> dict[str, Any]:
+    """Return speed and differences of the arms' answers; `one_by_one` may be left out."""
+    arms: dict[str, Callable[[], dict[str, str]]] = {
+        "one_by_one": lambda: in_given_order(model, asked, 1),
+        "given_order": lambda: in_given_order(model, asked, size),
+        "ours": lambda: ours(model, asked, size),
+    }
+    if not one_by_one:
+        del arms["one_by_one"]
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    answers: dict[str, dict[str, str]] = {}
+    limits = Lengths(model, lengths)
+    try:
+        for _ in range(repeats):
             for name, arm in arms.items():
                 began = time.perf_counter()
                 answers[name] = arm()
                 seconds[name].append(time.perf_counter() - began)
+    finally:
+        limits.end()
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     return {
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
         "seconds": {name: [round(second, 2) for second in found] for name, found in seconds.items()},
         "questions_per_second": {name: round(len(lengths) / second, 2) for name, second in medians.items()},
         "speedup": {name: round(medians[name] / medians["ours"], 2) for name in medians},

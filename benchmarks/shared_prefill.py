@@ -109,17 +109,28 @@ def counted(answer: Callable[[], list[Any]]) -> int:
     return int(counter.get_total_flops())
 
 
-def load(seed: int) -> VisionLanguageModel:
-    """Return the model; it says words of its tokenizer, since other tokens read as ''."""
-    model, processor = model_and_processor("small", seed)
+def speaking(model: Any, processor: Any) -> VisionLanguageModel:
+    """Return a model as one that answers; it says words of its tokenizer, since other tokens read as ''."""
     with torch.no_grad():
         known = len(processor.tokenizer)
         model.lm_head.weight[:known] *= 10
         model.lm_head.weight[known:] /= 100
     with tempfile.TemporaryDirectory() as folder:
-        for part in (model, processor):
+        for part in (model.config, processor):
             part.save_pretrained(folder)
-        return VisionLanguageModel(folder)
+        return VisionLanguageModel(folder, weights=model)
+
+
+Answering = Callable[[], list[list[str]]]
+
+
+def arms(model: VisionLanguageModel, asked: Batch, sampling: Sampling) -> tuple[Answering, Answering]:
+    """Return the plain and the shared way to the answers."""
+    batches = [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
+    return (
+        lambda: [said for batch in batches for said in plain(model, batch, sampling)],
+        lambda: [said for batch in batches for said in model.answer(batch, sampling)],
+    )
 
 
 def main() -> None:
@@ -133,20 +144,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(options.seed)
-    model = load(options.seed)
+    model = speaking(*model_and_processor("small", options.seed))
     model.answer(questions([2], rng), Sampling(2))
 
-    def arms(case: str) -> tuple[Callable[[], list[Any]], Callable[[], list[Any]]]:
+    def ways(case: str) -> tuple[Callable[[], list[Any]], Callable[[], list[Any]]]:
         if split := EVALUATIONS.get(case):
             off, on = (partial(evaluated, model, options.data, split, options.images, share) for share in (False, True))
             return off, on
         sampling, counts = CASES[case]
-        asked = questions(counts, rng)
-        batches = [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
-        return (
-            lambda: [said for batch in batches for said in plain(model, batch, sampling)],
-            lambda: [said for batch in batches for said in model.answer(batch, sampling)],
-        )
+        return arms(model, questions(counts, rng), sampling)
 
     results = {}
     for case in options.cases:
@@ -155,7 +161,7 @@ def main() -> None:
             continue
         seconds = []
         for _ in range(options.rounds):
-            (expected, one), (found, two) = map(timed, arms(case))
+            (expected, one), (found, two) = map(timed, ways(case))
             if found != expected or len({*map(str, found)}) < 2:
                 raise SystemExit(f"{case}: the answers differ between the arms, or none between questions.")
             seconds.append((one, two))
@@ -163,7 +169,7 @@ def main() -> None:
         ratio = before[0] / now[0]
         results[case] = {"plain": before.tolist(), "shared": now.tolist(), "ratio": round(ratio, 2)}
         if case in CASES:
-            operations = operator.truediv(*map(counted, arms(case)))
+            operations = operator.truediv(*map(counted, ways(case)))
             results[case] |= {"operations": round(operations, 2), "share": round(ratio / operations, 2)}
         else:
             results[case] |= {"questions": len(found)}

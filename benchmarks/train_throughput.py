@@ -6,8 +6,9 @@ Run     python benchmarks/train_throughput.py --steps 4 --output benchmarks/resu
         python benchmarks/train_throughput.py --preset llava-7b --peak-tflops 989 --cases slake64 --arms trl compact
         mmedpo trees --steps 2 --rounds 1 --output ...                                               one GPU of 80 GB
 Models  small: CLIP at 336 pixels (576 image tokens) of width 256, Llama of width 512, 8 layers, vocabulary 32,000;
-        LoRA r 16, float32. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128, bfloat16;
-        with --checkpointing, gradient checkpointing. Weights are random; 4 pairs a forward pass, but for `trees`.
+        LoRA r 16, float32, on the CPU. llava-7b: the shape of LLaVA-Med v1.5 (CLIP-L/14-336, Mistral 7B); LoRA r 128,
+        bfloat16; toy: bfloat16 in a second, for tests. With --checkpointing, gradient checkpointing. Weights are
+        random; 4 pairs a forward pass, but for `trees`.
 Cases   text8, text150: answers of so many tokens about the same image; lesion60: the same answer of 60 tokens about
         another image, where no prefix can be shared (TRL sees the first image twice: it has no second one)
         slake64, slake16: as many questions an image as SLAKE has (10.9 on average), each with a text pair and a lesion
@@ -30,6 +31,9 @@ Reads   `seconds`: median of the steps after the first, of all rounds; `epoch`: 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import io
 import itertools
 import json
 import resource
@@ -38,6 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,10 +69,34 @@ CASES = {
     "slake64": Case(8, ("text", "lesion"), 10.9, 64), "slake16": Case(8, ("text", "lesion"), 10.9, 16),
     "vqarad64": Case(8, questions=5.7, step=64), "vqarad16": Case(8, questions=5.7, step=16),
 }  # fmt: skip
-PAIRS, SIDE, WORDS, VOCABULARY, EPOCH = 4, 336, 200, 32_000, 128
+PAIRS, SIDE, WORDS, EPOCH = 4, 336, 200, 128
 
 
-def rows(case: str, count: int, seed: int) -> Any:
+class Preset(NamedTuple):
+    """A LLaVA's shape: of the vision tower width, inner width, layers and heads, of the language model likewise."""
+
+    vision: tuple[int, int, int, int]
+    text: tuple[int, int, int, int]
+    rank: int  # of LoRA
+    dtype: str
+    side: int = SIDE  # pixels
+    vocabulary: int = 32_000
+    kind: str = "LlamaConfig"
+    more: dict[str, Any] = {}  # noqa: RUF012  of the language model; only read
+
+
+PRESETS = {
+    "toy": Preset((32, 64, 2, 2), (32, 64, 2, 2), 4, "bfloat16", 56, 512),
+    "small": Preset((256, 1024, 6, 4), (512, 1376, 8, 8), 16, "float32"),
+    "llava-7b": Preset(
+        (1024, 4096, 24, 16), (4096, 14336, 32, 32), 128, "bfloat16", kind="MistralConfig",
+        more={"num_key_value_heads": 8, "sliding_window": None, "max_position_embeddings": 32768},
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def rows(case: str, count: int, seed: int, side: int = SIDE) -> Any:
     import numpy as np
     from datasets import Dataset, Features, Image, List, Value
     from PIL import Image as pillow
@@ -82,7 +111,9 @@ def rows(case: str, count: int, seed: int) -> Any:
         return [{"role": role, "content": text}]
 
     def picture() -> list[Any]:
-        return [pillow.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))]
+        file = io.BytesIO()  # written once, not for each row
+        pillow.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+        return [{"bytes": file.getvalue(), "path": None}]
 
     pairs: list[dict[str, Any]] = []
     while len(pairs) < count:
@@ -105,37 +136,33 @@ def rows(case: str, count: int, seed: int) -> Any:
     )
 
 
-def model_and_processor(preset: str, seed: int, attention: str = "sdpa") -> tuple[Any, Any]:
+def model_and_processor(
+    preset: str, seed: int, attention: str = "sdpa", device: Any = None, words: Iterable[str] = ()
+) -> tuple[Any, Any]:
+    """Return the preset's model of random weights, made on the device, and a processor that knows these words too."""
     import torch
     import transformers as tf
 
     from mmedpo.quickstart import tiny
     from mmedpo.runs.device import best_device
 
-    _, processor = tiny.build([f"word{i}" for i in range(WORDS)])
-    processor.image_processor = tf.CLIPImageProcessorPil()  # 336 x 336 below
-    processor.image_processor.size = {"shortest_edge": SIDE}
-    processor.image_processor.crop_size = {"height": SIDE, "width": SIDE}
+    shape = PRESETS[preset]
+    _, processor = tiny.build([f"word{i}" for i in range(WORDS)] + [*words])
+    processor.image_processor = tf.CLIPImageProcessorPil()
+    processor.image_processor.size = {"shortest_edge": shape.side}
+    processor.image_processor.crop_size = {"height": shape.side, "width": shape.side}
     processor.patch_size = 14
-    small = preset == "small"
-    seen = (256, 1024, 6, 4) if small else (1024, 4096, 24, 16)
-    vision = tf.CLIPVisionConfig(
-        hidden_size=seen[0], intermediate_size=seen[1], num_hidden_layers=seen[2], num_attention_heads=seen[3],
-        image_size=SIDE, patch_size=14,
-    )  # fmt: skip
-    tokens = {"vocab_size": VOCABULARY, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-    text = (
-        tf.LlamaConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, **tokens)
-        if small
-        else tf.MistralConfig(sliding_window=None, max_position_embeddings=32768, **tokens)  # its defaults are the 7B's
-    )
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    vision = tf.CLIPVisionConfig(**dict(zip(names, shape.vision, strict=True)), image_size=shape.side, patch_size=14)
+    tokens = {"vocab_size": shape.vocabulary, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    text = getattr(tf, shape.kind)(**dict(zip(names, shape.text, strict=True)), **tokens, **shape.more)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
     torch.manual_seed(seed)
-    with torch.device("cpu" if small else best_device()):
+    with torch.device(device or ("cpu" if preset == "small" else best_device())):
         model = tf.AutoModelForImageTextToText.from_config(
             config,
-            dtype=torch.float32 if small else torch.bfloat16,
+            dtype=getattr(torch, shape.dtype),
             attn_implementation={"text_config": attention, "vision_config": "sdpa"},
         )
     return model, processor
@@ -157,6 +184,28 @@ def counting() -> Any:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train one arm; its seconds, memory, operations and losses."""
+    model, processor = model_and_processor(options.preset, options.seed, options.attention)
+    steps = options.steps or max(EPOCH // CASES[options.case].step, 2)
+    rank, at = PRESETS[options.preset].rank, options.cache
+    found = train(model, processor, options.arm, options.case, at, rank, steps, options.seed, options.checkpointing)
+    return {name: found[name] for name in ("seconds", "peak_mb", "tokens", "gflop", "losses", "device")}
+
+
+def train(
+    model: Any, processor: Any, arm: str, case: str, cache: Path, rank: int, steps: int, seed: int,
+    checkpointing: bool = False, epochs: int = 1, counted: int | None = None, callbacks: Sequence[Any] = (),
+    **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Train one arm for so many epochs of so many steps, and leave the model as it was.
+
+    Args:
+        cache: folder of the reference's log-probabilities.
+        counted: forward passes whose operations are counted and scaled to a step's tokens; None: all of an epoch.
+        more: further settings of the trainer.
+
+    Returns: `seconds` and `periods` of each step, without and with its input (the first period none); `begin_seconds`
+        before the first step; `peak_mb`, `tokens`, `gflop`, `losses`, `device`.
+    """
     import torch
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -165,69 +214,99 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from mmedpo import MMedPOConfig, MMedPOTrainer
     from mmedpo.training.model import language_model_linears
 
-    seconds: list[float] = []
-    small = options.preset == "small"
-    gpu = torch.cuda.is_available() and not small
+    began: list[float] = []
+    ended: list[float] = []
+    gpu = model.device.type == "cuda"
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = now()
+            began.append(now())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(now() - self.began)
+            ended.append(now())
 
     def now() -> float:
         if gpu:
             torch.cuda.synchronize()
         return time.monotonic()
 
-    model, processor = model_and_processor(options.preset, options.seed, options.attention)
-    step = CASES[options.case].step
-    steps = options.steps or max(EPOCH // step, 2)
-    batch = step if options.arm == "trees" else PAIRS
+    step = CASES[case].step
+    batch = step if arm == "trees" else PAIRS
     settings: dict[str, Any] = {
-        "output_dir": str(options.cache / options.arm), "per_device_train_batch_size": batch,
+        "output_dir": str(cache / arm), "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": step // batch,
-        "max_steps": steps, "logging_steps": 1, "learning_rate": 1e-4, "bf16": not small, "use_cpu": not gpu,
-        "gradient_checkpointing": options.checkpointing, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True, "max_length": None, "seed": options.seed, "dataloader_num_workers": 0,
+        "max_steps": steps * epochs, "logging_steps": 1, "learning_rate": 1e-4, "bf16": model.dtype == torch.bfloat16,
+        "use_cpu": not gpu, "gradient_checkpointing": checkpointing, "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "max_length": None, "seed": seed, "dataloader_num_workers": 0, **more,
     }  # fmt: skip
-    ours = ARMS[options.arm]
-    folders = {key: str(options.cache / value) for key, value in (ours or {}).items() if isinstance(value, str)}
+    ours = ARMS[arm]
+    folders = {key: str(cache / value) for key, value in (ours or {}).items() if isinstance(value, str)}
     config: Any = DPOConfig(**settings) if ours is None else MMedPOConfig(**settings, **{**ours, **folders})
-    rank = 16 if small else 128
-    trainer = (DPOTrainer if ours is None else MMedPOTrainer)(
-        model,
-        args=config,
-        train_dataset=rows(options.case, step * steps, options.seed),
-        processing_class=processor,
-        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=language_model_linears(model)),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    trainer.model.gradient_checkpointing_disable()
-    # Rows without anything shared are alike, so that one step stands for all.
-    counted = 1 if options.arm in ("trl", "compact") else steps
-    batches = itertools.islice(trainer.get_train_dataloader(), counted * step // batch)
-    tokens = 0
-    with counting() as counter:
-        for inputs in batches:
-            tokens += inputs["input_ids"].numel()
-            trainer.training_step(trainer.model_wrapped, inputs)
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with as_it_was(model):
+        trainer = (DPOTrainer if ours is None else MMedPOTrainer)(
+            model,
+            args=config,
+            train_dataset=rows(case, step * steps, seed, model.config.vision_config.image_size),
+            processing_class=processor,
+            peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=language_model_linears(model)),
+            callbacks=[Clock(), *callbacks],
+        )
+        before = now()
+        trainer.train()
+        peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tokens, gflop = operations(trainer, 1 if arm in ("trl", "compact") else steps, step // batch, counted)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "seconds": seconds,
+        "seconds": [end - start for start, end in zip(began, ended, strict=True)],
+        "periods": [end - start for start, end in itertools.pairwise(ended)],
+        "begin_seconds": began[0] - before,
         "peak_mb": round(peak / 2**20),
-        "tokens": round(tokens / counted),
-        "gflop": counter.get_total_flops() / 1e9 / counted,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "tokens": tokens,
+        "gflop": gflop,
+        "losses": losses,
         "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
     }
 
 
+def operations(trainer: Any, steps: int, passes: int, counted: int | None = None) -> tuple[int, float | None]:
+    """Return tokens and matrix operations (GFLOP) of a step of so many forward passes, mean of so many steps.
+
+    Rows without anything shared are alike, so that one step stands for all. No operations where `counted` is 0.
+    """
+    trainer.model.gradient_checkpointing_disable()
+    sizes: list[int] = []
+    with counting() as counter:
+        for inputs in itertools.islice(trainer.get_train_dataloader(), steps * passes):
+            sizes.append(inputs["input_ids"].numel())
+            if counted is None or len(sizes) <= counted:
+                trainer.training_step(trainer.model_wrapped, inputs)
+    share = sum(sizes) / (sum(sizes[:counted]) or 1)
+    gflop = counter.get_total_flops() / 1e9 / steps * share if counted != 0 else None
+    return round(sum(sizes) / steps), gflop
+
+
+@contextlib.contextmanager
+def as_it_was(model: Any) -> Iterator[None]:
+    """Take from the model, in the end, what trainers put into it: adapters, TRL's forward pass, checkpointing."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    try:
+        yield
+    finally:
+        for name, module in [*model.named_modules()]:
+            if isinstance(module, BaseTunerLayer):
+                model.set_submodule(name, module.get_base_layer())
+        for added in ("forward", "peft_config"):
+            vars(model).pop(added, None)
+        model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("small", "llava-7b"), default="small")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["text8", "text150", "lesion60"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "trees"])
     parser.add_argument("--steps", type=int, help="of an epoch; default: 128 pairs, at least 2 steps")

@@ -250,15 +250,20 @@ def alone(family: Family, drawn: Any) -> torch.Tensor:
             name: torch.tensor([values + (answer if name == "input_ids" else [family.answer_mark] * len(answer))])
             for name, values in asked.items()
         }
-        logits = family.model(**inputs, **family.pixels([pair[0]]), use_cache=False).logits
+        logits = family.model(**placed(family, {**inputs, **family.pixels([pair[0]])}), use_cache=False).logits
         logps = logits[0, length - 1 : -1].log_softmax(dim=-1)
-        sums.append(logps.gather(1, torch.tensor(answer)[:, None]).sum())
+        sums.append(logps.gather(1, torch.tensor(answer, device=logps.device)[:, None]).sum())
     return torch.stack(sums)
+
+
+def placed(family: Family, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return inputs on the model's device."""
+    return {name: value.to(family.model.device) for name, value in inputs.items()}
 
 
 def ours(family: Family, inputs: dict[str, torch.Tensor]) -> Answers:
     """What the trainer makes of a batch: with images encoded once where the batch has them once."""
-    once = "pictures" in inputs
+    inputs, once = placed(family, inputs), "pictures" in inputs
     plain = {name: value for name, value in inputs.items() if name not in BATCH_IMAGES}
     return read_answers(family.model, plain, BatchImages(inputs, is_frozen(family.model)) if once else None)
 
@@ -282,8 +287,9 @@ def prepare(family: Family, setting: str) -> None:
 
 
 def differences(
-    name: str, setting: str, shared: bool, attention: str = "sdpa", once: bool = False, drawn: Any = None
-) -> tuple[float, float]:
+    name: str, setting: str, shared: bool, attention: str = "sdpa", once: bool = False, drawn: Any = None,
+    device: str = "cpu",
+) -> tuple[float, float]:  # fmt: skip
     """Weighted DPO loss and gradients against `alone`: absolute difference of the loss, largest relative of a gradient.
 
     A gradient's difference is relative to the norm of its tensor, or to a thousandth of the largest tensor's norm where
@@ -291,8 +297,9 @@ def differences(
     """
     family, drawn = build(name, attention), drawn or pairs()
     prepare(family, setting)
-    weights = torch.linspace(0.8, 1.25, len(drawn))
-    reference = -4.0 * torch.tensor([len(pair[side]) for side in (2, 3) for pair in drawn])
+    family.model.to(device)
+    weights = torch.linspace(0.8, 1.25, len(drawn), device=device)
+    reference = -4.0 * torch.tensor([len(pair[side]) for side in (2, 3) for pair in drawn], device=device)
 
     def step(sums: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
         chosen, rejected = (sums - reference).chunk(2)

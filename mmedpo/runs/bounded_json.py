@@ -8,6 +8,7 @@ from typing import Any
 
 DEPTH = 100  # most nested lists and objects
 BROKEN = 100  # most unfinished objects in a text
+DECODER = json.JSONDecoder()
 BEGINNING = re.compile(r'\{\s*["}]')
 
 
@@ -32,10 +33,10 @@ def loads(text: str | bytes | bytearray) -> Any:
 
 def last_object(text: str) -> dict[str, Any] | None:
     """Return the last complete JSON object in a text; None without one, or if the search would take too long."""
-    decoder, found, broken, start = json.JSONDecoder(), None, 0, 0
+    found, broken, start = None, 0, 0
     while broken <= BROKEN and (opening := BEGINNING.search(text, start)):
         try:
-            found, start = decoder.raw_decode(text, opening.start())
+            found, start = DECODER.raw_decode(text, opening.start())
         except RecursionError:  # further attempts would take as long
             return None
         except ValueError:

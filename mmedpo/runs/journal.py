@@ -18,6 +18,7 @@ from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json
 
 KEPT, LOST, DROPPED = b"1", b"0", b"-"
+to_json = json.JSONEncoder(ensure_ascii=False).encode
 Place = tuple[int, int, bool]  # of a value: offset and length in bytes; whether it is kept
 
 
@@ -208,4 +209,4 @@ def whole(file: BinaryIO) -> int:
 
 
 def _encoded(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return to_json(value).encode("utf-8", "surrogatepass")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,7 +13,7 @@ from typing import Any
 
 from mmedpo.errors import InputError
 from mmedpo.runs import bounded_json, writable
-from mmedpo.runs.journal import Store
+from mmedpo.runs.journal import Store, to_json
 
 COLUMNS = ["key", "value", "kept"]
 IO_ERROR = "disk I/O error"  # SQLite's words, also where a full disk has no room for its index
@@ -54,6 +53,11 @@ class Ledger:
         row = self._found(key)
         return None if row is None else self._value(row[0])
 
+    def select(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the values of those keys that it has, in one query; at most some thousand keys."""
+        query = f"SELECT key, value FROM entries WHERE key IN ({','.join('?' * len(keys))})"
+        return {key: self._value(value) for key, value in self._read(query, *keys)}
+
     def values(self) -> Iterator[Any]:
         """Yield all values in the order of their keys."""
         for (value,) in self._read("SELECT value FROM entries ORDER BY key"):
@@ -77,7 +81,7 @@ class Ledger:
 
     def update(self, values: Mapping[str, Any], keep: bool = True) -> None:
         """Record all `values` in one transaction."""
-        rows = [(key, json.dumps(value, ensure_ascii=False), keep) for key, value in values.items()]
+        rows = [(key, to_json(value), keep) for key, value in values.items()]
         if not rows:
             return
         database = self._opened()
@@ -183,9 +187,9 @@ class Overlay:
     def open(self) -> None:
         self._ledger.open()
 
-    def get(self, key: str) -> Any:
-        found = self._new.get(key)
-        return self._ledger.get(key) if found is None else found
+    def select(self, keys: Sequence[str]) -> dict[str, Any]:
+        new = {key: value for key in keys if (value := self._new.get(key)) is not None}
+        return self._ledger.select(keys) | new
 
     def update(self, values: Mapping[str, Any]) -> None:
         self._new.update(values)

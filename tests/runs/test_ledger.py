@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from mmedpo.errors import InputError
-from mmedpo.runs.ledger import Ledger
+from mmedpo.runs.journal import Journal
+from mmedpo.runs.ledger import Ledger, Overlay
 
 
 def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
@@ -28,8 +29,18 @@ def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert "a" in again and "b" in again and "c" not in again
     assert (again["a"], again["b"], again.get("c")) == ([1], None, None)
     assert list(again.values()) == [[1], None]
+    assert (again.select(["b", "c", "a"]), again.select([])) == ({"a": [1], "b": None}, {})
+    assert Ledger(tmp_path / "none.ledger").select(["a"]) == {}
     with pytest.raises(KeyError):
         again["c"]
+
+
+def test_new_values_lie_over_those_of_a_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "all.ledger")
+    ledger.update({"a": 1, "b": 2})
+    both = Overlay(Journal(tmp_path / "own.journal"), ledger)
+    both.update({"b": 3, "c": 4})
+    assert both.select(["a", "b", "c", "d"]) == {"a": 1, "b": 3, "c": 4}
 
 
 def test_a_ledger_that_nothing_was_put_into_leaves_no_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from mmedpo.errors import InputError
 from mmedpo.models.chat import WAITING, ChatModel, ChatReply, ChatRequest, OnReplies
 from mmedpo.models.chat.batch_files import Batches, Result, failure
 from mmedpo.models.chat.batch_upload import Provider
-from mmedpo.models.chat.cache import key_of
+from mmedpo.models.chat.cache import CacheKeys
 from mmedpo.models.chat.completion import UNREADABLE, NoAnswer, reply_of
 from mmedpo.models.chat.endpoint import EndpointChat
 from mmedpo.models.chat.parameters import Parameters, values_of
@@ -38,6 +38,7 @@ class BatchChat:
 
     def __init__(self, chat: EndpointChat, batches: Batches, discreet: bool = False) -> None:
         self.name, self.revision, self.settings = chat.name, chat.revision, chat.settings
+        self._keys = CacheKeys(self)
         self.batches, self.discreet = batches, discreet
         if batches.uploads:
             batches.providers[self.name] = Provider(chat.place, chat.base_url, chat.key, discreet)
@@ -62,7 +63,7 @@ class BatchChat:
         return replies
 
     def _reply(self, request: ChatRequest) -> ChatReply:
-        key, values = key_of(self, request), values_of(self.settings, request)
+        key, values = self._keys.of(request), values_of(self.settings, request)
         id = key if request.max_tokens is None else f"{key[:48]}-{request.max_tokens}"  # providers take 64 characters
         result = self.batches.results.get(id)
         if result and (result.good or id not in self.batches.waiting):

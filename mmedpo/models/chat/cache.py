@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache as memoised
 from itertools import chain, islice
@@ -20,6 +20,7 @@ from mmedpo.runs.provenance import portable
 
 TOKENS = ("prompt_tokens", "completion_tokens")
 AHEAD = 32  # requests made and looked up in one go, which takes a third of the time of one by one
+MOST_BEGUN = 256
 ROOM = 4  # times the longest reply, for a request whose reply was cut off
 
 
@@ -39,7 +40,7 @@ class CachedChat:
     def __init__(self, chat: ChatClient, budget: Budget, cache: Ledger | Overlay, used: Store) -> None:
         self.name, self.revision = chat.name, chat.revision
         self.chat, self._budget, self._cache, self._used = chat, budget, cache, used
-        self._portable = memoised(portable)
+        self._keys, self._portable = CacheKeys(chat), memoised(portable)
         self._unread: set[str] = set()  # keys of this start's own requests whose replies their readers cannot use
 
     def complete(self, requests: Iterable[ChatRequest]) -> list[ChatReply]:
@@ -54,17 +55,20 @@ class CachedChat:
         asked: set[str] = set()
 
         def missing() -> Iterator[tuple[str, ChatRequest]]:
-            for request in requests:
-                key = key_of(self.chat, request)
-                keys.append(key)
-                if key in replies or key in asked:
-                    continue
-                if (value := self._cache.get(key)) is not None:
-                    replies[key] = self._kept(value)
-                    if key in self._unread or request.readable(replies[key].text or ""):
+            wanted = iter(requests)
+            while ahead := [(self._keys.of(request), request) for request in islice(wanted, AHEAD)]:
+                own = [key for key, _ in ahead]
+                known = self._cache.select(own)
+                keys.extend(own)
+                for key, request in ahead:
+                    if key in replies or key in asked:
                         continue
-                asked.add(key)
-                yield key, request
+                    if key in known:
+                        replies[key] = self._kept(known[key])
+                        if key in self._unread or request.readable(replies[key].text or ""):
+                            continue
+                    asked.add(key)
+                    yield key, request
 
         found, cut = self._ask(missing())
         longer, _ = self._ask((key, self._with_room(request)) for key, request in cut.items())
@@ -105,12 +109,9 @@ class CachedChat:
         cut: dict[str, ChatRequest] = {}
 
         def sent() -> Iterator[ChatRequest]:
-            place = 0
-            while ahead := list(islice(rest, AHEAD)):
-                for key, request in ahead:
-                    in_flight[place] = key, request
-                    place += 1
-                    yield request
+            for place, (key, request) in enumerate(rest):
+                in_flight[place] = key, request
+                yield request
 
         def keep(new: Mapping[int, ChatReply]) -> None:
             found = {}
@@ -182,14 +183,34 @@ def _took(reply: ChatReply) -> dict[str, float]:
     return {} if reply.seconds is None else {"seconds": round(reply.seconds, 3)}
 
 
-def key_of(chat: ChatClient, request: ChatRequest) -> str:
-    """Return the SHA-256 of all that decides the answer."""
-    images = request.image_digests
-    image = images if len(images) > 1 else next(iter(images), None)
-    asked: dict[str, Any] = {
-        "model": chat.name, "revision": chat.revision, "settings": dict(chat.settings), "prompt": request.prompt,
-        "text": request.text, "image": image, "schema": request.schema,
-    }  # fmt: skip
-    if request.samples is not None:
-        asked |= {"samples": request.samples, "seed": request.seed, "max_tokens": request.max_tokens}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+class CacheKeys:
+    """Keys of requests to a chat model: the SHA-256 of all that decides the answer, as JSON with sorted names.
+
+    All but "text", which comes last, is the same for many requests, and is hashed once.
+    """
+
+    def __init__(self, chat: ChatClient) -> None:
+        self._chat = chat
+        self._begun: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # schema, which the key has by its id, and hash
+
+    def of(self, request: ChatRequest) -> str:
+        """Return the key of a request; its schema is not changed later."""
+        images = request.image_digests
+        drawn = () if request.samples is None else (request.samples, request.seed, request.max_tokens)
+        about = (request.prompt, id(request.schema), *drawn, *images)
+        if about not in self._begun:
+            if len(self._begun) == MOST_BEGUN:
+                self._begun.clear()
+            self._begun[about] = request.schema, self._begin(request, images, drawn)
+        digest = self._begun[about][1].copy()
+        digest.update(f', "text": {json.dumps(request.text)}}}'.encode())
+        found: str = digest.hexdigest()
+        return found
+
+    def _begin(self, request: ChatRequest, images: Sequence[str], drawn: Sequence[Any]) -> Any:
+        asked: dict[str, Any] = {
+            "model": self._chat.name, "revision": self._chat.revision, "settings": dict(self._chat.settings),
+            "prompt": request.prompt, "image": images if len(images) > 1 else next(iter(images), None),
+            "schema": request.schema, **dict(zip(("samples", "seed", "max_tokens"), drawn, strict=False)),
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).removesuffix("}").encode())

@@ -11,7 +11,7 @@ from chat_server import Answer
 
 from mmedpo.errors import InputError, Stopped
 from mmedpo.models.chat import ChatReply, ChatRequest
-from mmedpo.models.chat.cache import CachedChat, key_of, tally
+from mmedpo.models.chat.cache import CachedChat, CacheKeys, tally
 from mmedpo.models.chat.limits import Budget, Limits
 from mmedpo.runs.ledger import Ledger
 
@@ -266,5 +266,18 @@ def test_a_foreign_record_is_one_sentence_and_nothing_is_asked(chat_server, cach
 def test_the_key_of_a_request_with_one_image_is_that_of_versions_without_several():
     chat = SimpleNamespace(name="m", revision=None, settings={"seed": 0})
     one, both = (ChatRequest("judge@2", {}, "a", images) for images in ((b"png",), (b"png", b"other")))
-    assert key_of(chat, one) == "6d2cee100e04b62c2c1ece59d19907dc31118a31d65e4fa46bf6c2bbce4370a7"
-    assert len({key_of(chat, request) for request in (one, both, replace(both, images=both.images[::-1]))}) == 3
+    assert CacheKeys(chat).of(one) == "6d2cee100e04b62c2c1ece59d19907dc31118a31d65e4fa46bf6c2bbce4370a7"
+    assert len({CacheKeys(chat).of(request) for request in (one, both, replace(both, images=both.images[::-1]))}) == 3
+
+
+def test_keys_are_those_of_versions_that_hashed_each_request_as_a_whole():
+    keys = CacheKeys(SimpleNamespace(name="m", revision="r1", settings={"seed": 0, "max_tokens": 512}))
+    schema = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"enum": [0.1, 1]}}}
+    base = ChatRequest("judge@2", {}, 'Größe "3" \ud800?', schema=schema)
+    requests = [
+        base, replace(base, text="b"), replace(base, schema=None), replace(base, schema={**schema, "type": "x"}),
+        replace(base, images=(b"1", b"2")), replace(base, samples=4, seed=7, max_tokens=64), base,
+    ]  # fmt: skip
+    assert [keys.of(request)[:12] for request in requests] == [
+        "f1a27bab5460", "ae15ab5c284b", "241381795978", "9b576706682c", "99629150a2b5", "41d14476a27e", "f1a27bab5460",
+    ]  # fmt: skip

@@ -126,11 +126,9 @@ class Curation:
 
     def samples(self, number: int) -> Sequence[Sample]:
         """Return the samples of a block, as in the source."""
-        found: Sequence[Sample] = self._block(number)[0]
-        return found
-
-    def _block(self, number: int) -> tuple[Sequence[Sample], Precomputed]:
-        found: tuple[Sequence[Sample], Precomputed] = pickle.loads(_block_file(self.folder, number).read_bytes())
+        with _block_file(self.folder, number).open("rb") as file:
+            pickle.load(file)  # what is precomputed
+            found: Sequence[Sample] = pickle.load(file)
         return found
 
     def journal(self, number: int) -> Journal:
@@ -157,7 +155,8 @@ class Curation:
 
     def begin(self, number: int) -> None:
         """Prepare the results of a block: failures of an earlier start are forgotten, precomputed ones recorded."""
-        _, precomputed = self._block(number)
+        with _block_file(self.folder, number).open("rb") as file:
+            precomputed: Precomputed = pickle.load(file)
         with closing(self.journal(number)) as journal:
             journal.forget()
             parts = by_step(journal)
@@ -231,7 +230,8 @@ def write_blocks(
         _regroup(folder, blocks, gone)
     (folder / BLOCKS).mkdir(exist_ok=True)
     for number, block in enumerate(blocks):
-        write_whole(_block_file(folder, number), pickle.dumps((block, precomputed.of(one.id for one in block))))
+        parts = precomputed.of(one.id for one in block), block
+        write_whole(_block_file(folder, number), b"".join(map(pickle.dumps, parts)))
     write_whole(known, layout.encode())
 
 

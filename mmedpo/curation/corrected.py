@@ -12,7 +12,16 @@ from functools import lru_cache, partial
 from typing import Any
 
 from mmedpo.curation.answer_checks import changes, copy_fault, gold_says, in_form_of
-from mmedpo.curation.hallucinate import UNREADABLE, WRITING_ATTEMPTS, Writer, ask, fault_of, in_style, select_wrong
+from mmedpo.curation.hallucinate import (
+    UNREADABLE,
+    WRITING_ATTEMPTS,
+    Writer,
+    ask,
+    fault_of,
+    has_answer,
+    in_style,
+    select_wrong,
+)
 from mmedpo.curation.prompts import render
 from mmedpo.curation.text_pairs import GOLD, Choice, Chosen, Hallucination, Item, Rejection
 from mmedpo.data import placeholders
@@ -21,7 +30,7 @@ from mmedpo.data.normal_words import DENIED, content_words, normal_words
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import NEGATIONS, folded, words
 from mmedpo.data.yes_no import says
-from mmedpo.models.chat import ChatModel, ChatRequest, parse_json
+from mmedpo.models.chat import ChatModel, ChatRequest
 from mmedpo.runs.provenance import portable
 from mmedpo.schema import text_fault
 
@@ -186,12 +195,8 @@ def _correction(item: Item, own: str, share: float, previous: str, fault: str) -
         "type": "object", "properties": {"answer": {"type": "string", "maxLength": _longest(item, own)}},
         "required": ["answer"], "additionalProperties": False,
     }  # fmt: skip
-
-    def readable(text: str) -> bool:
-        return isinstance((parse_json(text) or {}).get("answer"), str)
-
     return render(
-        CORRECT, schema, item.images, readable, question=item.question, gold=item.gold, response=own, task=item.task,
+        CORRECT, schema, item.images, has_answer, question=item.question, gold=item.gold, response=own, task=item.task,
         right=_right(item), most_changes=most_changes(own, share), share=share, previous=previous, fault=fault,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from mmedpo.curation.answer_checks import (
@@ -21,13 +21,10 @@ from mmedpo.curation.answer_checks import (
     gold_says,
     in_case_of,
     in_form_of,
-    length_range,
-    lines,
     longest,
-    most_changes,
 )
 from mmedpo.curation.prompts import render
-from mmedpo.curation.text_pairs import NO_ANSWER, TARGET_MODEL, Choice, Hallucination, Item, Rejection
+from mmedpo.curation.text_pairs import NO_ANSWER, OPPOSITE, TARGET_MODEL, Choice, Hallucination, Item, Rejection
 from mmedpo.data.choices import asserted
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import folded, plain, unit_interval, words
@@ -46,7 +43,6 @@ DECLINED = "the chat model declined to write a wrong answer"
 UNUSABLE = "the chat model wrote no usable wrong answer"
 ALL_RIGHT = "the chat model found that every other option may be correct"
 WRITING_ATTEMPTS = 2
-OPPOSITE = {"yes": "no", "no": "yes"}
 Make = Callable[[], ChatRequest]  # a request is made when it can be sent
 
 
@@ -85,7 +81,7 @@ class Writer:
         picked, none = select_wrong(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
         chosen |= picked
         chosen |= _inject(self.chat, {i: item for i, item in enumerate(items) if i not in chosen}, self.style)
-        return [replace(chosen[i], none_chosen=i in none) for i in range(len(items))]
+        return [replace(chosen[i], none_chosen=True) if i in none else chosen[i] for i in range(len(items))]
 
 
 def flip(gold: str) -> str | None:
@@ -169,7 +165,7 @@ def _number(answer: Mapping[str, Any], most: int) -> int | None:
 
 def fault_of(item: Item, text: str, style: str, told: str = "") -> str | None:
     """Return what `answer_fault` finds; `told` is the fault of an earlier text, which was part of the prompt."""
-    instructions = f"{_instructions(item, style)}\n{told}"
+    instructions = f"{_blank(style=style, **item.form)}\n{told}"
     return answer_fault(item.question, item.gold, text, item.task, style, instructions)
 
 
@@ -194,7 +190,7 @@ def _inject(chat: ChatModel, items: Mapping[int, Item], style: str) -> dict[int,
                 text = in_style(item, written.encode("utf-8", "replace").decode(), style)
                 choices[i] = Hallucination(text, made_by, INJECT, _kind(answer))
                 fault = fault_of(item, text, style, told[i][1])
-                if len(written) >= longest(item.gold, style):
+                if len(written) >= longest(item.gold, item.form["lengths"], style):
                     fault = "it breaks off at the most characters that it may have"
                 if fault:
                     choices[i], drafts[i] = Rejection(UNUSABLE, f"{fault}: {beginning(text)}"), (text, fault)
@@ -235,6 +231,7 @@ def _selection(item: Item, candidates: list[str]) -> ChatRequest:
     return render(SELECT, _choice_schema(count), item.images, partial(_is_choice, count), **shown)
 
 
+@cache
 def _choice_schema(most: int) -> dict[str, Any]:
     return _answer_schema(choice={"type": "integer", "enum": list(range(most + 1))})
 
@@ -244,31 +241,24 @@ def _is_choice(most: int, text: str) -> bool:
 
 
 def _injection(item: Item, style: str, previous: str, fault: str) -> ChatRequest:
-    schema = _answer_schema(answer={"type": "string", "maxLength": longest(item.gold, style)})
-
-    def readable(text: str) -> bool:
-        return isinstance((parse_json(text) or {}).get("answer"), str)
-
+    schema = _text_schema(longest(item.gold, item.form["lengths"], style))
     return render(
-        INJECT, schema, item.images, readable, **_told(item, style), question=item.question, gold=item.gold,
-        alternatives=item.alternatives, previous=previous, fault=fault,
+        INJECT, schema, item.images, has_answer, **item.form, style=style,
+        question=item.question, gold=item.gold, alternatives=item.alternatives, previous=previous, fault=fault,
     )  # fmt: skip
 
 
-def _told(item: Item, style: str) -> dict[str, Any]:
-    """Return the variables of the prompt that are not texts of the data."""
-    right = gold_says(item.question, item.gold, item.task)
-    return {
-        "task": item.task, "opposite": right and OPPOSITE[right], "style": style, "lengths": length_range(item.gold),
-        "lines": lines(item.gold), "most_changes": most_changes(item.gold),
-    }  # fmt: skip
+@cache
+def _text_schema(longest: int) -> dict[str, Any]:
+    return _answer_schema(answer={"type": "string", "maxLength": longest})
 
 
-def _instructions(item: Item, style: str) -> str:
-    """Return the prompt that asks for a rejected response, without the texts of the data."""
-    return _blank(**_told(item, style))
+def has_answer(text: str) -> bool:
+    """Return True for a reply with a text as "answer"."""
+    return isinstance((parse_json(text) or {}).get("answer"), str)
 
 
 @lru_cache(maxsize=4096)
-def _blank(**told: Any) -> str:
-    return render(INJECT, {}, question="", gold="", previous="", fault="", **told).text
+def _blank(**form: Any) -> str:
+    """Return the prompt that asks for a rejected response, without the texts of the data."""
+    return render(INJECT, {}, question="", gold="", previous="", fault="", **form).text

@@ -44,6 +44,9 @@ _SCHEMA = {  # the rationale first, so that the score follows from it; servers i
 }
 
 
+Verdict = tuple[float | None, str]  # score and rationale, as in `Judgement`
+
+
 class Judgement(TypedDict):
     """One judge's turn in a round, counted from 1.
 
@@ -90,6 +93,7 @@ class _Discussion:
     judgements: list[Judgement] = field(default_factory=list)
     agreed: bool = False
     waits: bool = False  # for the result of a batch
+    _verdicts: dict[str, Verdict] = field(default_factory=dict)  # by reply, in this round
 
     @cached_property
     def opening(self) -> ChatRequest:
@@ -113,10 +117,23 @@ class _Discussion:
         )  # fmt: skip
 
     def _readable(self, text: str) -> bool:
-        found = _read(ChatReply(text), 1, "", self.opening.text)
-        return found["score"] is not None or says_right(found)
+        score, rationale = self._verdict(text)
+        return score is not None or rationale.startswith(schema.NOT_WRONG)
+
+    def _verdict(self, text: str) -> Verdict:
+        if text not in self._verdicts:
+            self._verdicts[text] = _read(text, self.opening.text)
+        return self._verdicts[text]
+
+    def hear(self, reply: ChatReply, number: int, judge: str) -> None:
+        """Note the judgement in a reply."""
+        none = None, f"no score: the judge did not answer ({reply.failure})"[:LONGEST_RATIONALE]
+        score, rationale = none if reply.text is None else self._verdict(reply.text)
+        self.judgements.append({"round": number, "judge": judge, "score": score, "rationale": rationale})
+        self.waits |= reply.failure == WAITING
 
     def close_round(self, judges: int, tolerance: float) -> None:
+        self._verdicts.clear()
         last = self.judgements[-judges:]
         given = [entry["score"] for entry in last if entry["score"] is not None]
         alike = len(given) == judges and max(given) - min(given) <= tolerance + ROUNDING
@@ -176,8 +193,7 @@ class Panel:
                 asked = [one for one in still_open if not one.waits or self.mode == "independent"]
                 replies = judge.complete(discussion.request(self.mode) for discussion in asked) if asked else []
                 for discussion, reply in zip(asked, replies, strict=True):
-                    discussion.judgements.append(_read(reply, number, name, discussion.opening.text))
-                    discussion.waits |= reply.failure == WAITING
+                    discussion.hear(reply, number, name)
             for discussion in still_open:
                 discussion.close_round(len(self.judges), self.tolerance)
         return [discussion.result(len(self.judges)) for discussion in discussions]
@@ -214,19 +230,16 @@ def says_right(judgement: Judgement) -> bool:
     return judgement["score"] is None and judgement["rationale"].startswith(schema.NOT_WRONG)
 
 
-def _read(reply: ChatReply, number: int, judge: str, prompt: str) -> Judgement:
-    """Return the judgement in a reply; a rationale that is part of `prompt` is no score."""
+def _read(text: str, prompt: str) -> Verdict:
+    """Return the score and rationale in a reply's text; a rationale that is part of `prompt` is no score."""
 
-    def judged(score: float | None, rationale: str) -> Judgement:
-        return {"round": number, "judge": judge, "score": score, "rationale": rationale[:LONGEST_RATIONALE]}
+    def judged(score: float | None, rationale: str) -> Verdict:
+        return score, rationale[:LONGEST_RATIONALE]
 
-    def no_score(why: str) -> Judgement:
-        shown = "" if reply.text is None else f" in {reply.text[:200]!r}"
-        return judged(None, f"no score: {why}{shown}")
+    def no_score(why: str) -> Verdict:
+        return judged(None, f"no score: {why} in {text[:200]!r}")
 
-    if reply.text is None:
-        return no_score(f"the judge did not answer ({reply.failure})")
-    answer = parse_json(reply.text)
+    answer = parse_json(text)
     if answer is None:
         return no_score("no JSON object")
     # JSON can hold a lone surrogate, which cannot be encoded as UTF-8.

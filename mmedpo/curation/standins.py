@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mmedpo.curation.answer_checks import answer_fault, in_case_of, in_form_of
 from mmedpo.curation.corrected import correction_fault
-from mmedpo.curation.hallucinate import OPPOSITE
+from mmedpo.curation.text_pairs import OPPOSITE
 from mmedpo.data.samples import Sample
 from mmedpo.data.text import CLAUSE_STARTS, folded, polarity, unit_interval, words
 from mmedpo.models.chat import ChatModel, ChatReply, ChatRequest

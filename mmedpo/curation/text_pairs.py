@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+from mmedpo.curation.answer_checks import gold_says, length_range, lines, most_changes
+
 TARGET_MODEL, GOLD = "target model", "gold"
 NO_ANSWER = "the chat model did not answer"
+OPPOSITE = {"yes": "no", "no": "yes"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class Item:
     options: Sequence[str] = ()
     key: str = ""
     failed: str = ""
+
+    @cached_property
+    def form(self) -> dict[str, Any]:
+        """Return what a prompt says about the form of a rejected response, beside its style."""
+        right = gold_says(self.question, self.gold, self.task)
+        return {
+            "task": self.task, "opposite": right and OPPOSITE[right], "lengths": length_range(self.gold),
+            "lines": lines(self.gold), "most_changes": most_changes(self.gold),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,14 @@ class Rejection:
 
 
 Choice = Hallucination | Rejection
+
+
+def record(choice: Choice) -> dict[str, Any]:
+    """Return a choice as JSON."""
+    found = dict(vars(choice))
+    if chosen := found.get("chosen"):
+        found["chosen"] = dict(vars(chosen))
+    return found
 
 
 def chosen_sides(chosen: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

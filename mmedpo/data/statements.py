@@ -21,6 +21,7 @@ _NEGATING = (
     | known.EXCEPT
     | {"nor", "other", "ruled", *(one for one, _ in known.PAIRS)}
 )
+_DENYING = known.FORWARD | known.BACKWARD
 _SPLITTING = known.BREAKS | {*"?.,:;!()\n—", "yes", "no", "and", "that"}
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _YES_OR_NO = re.compile(r"^yes or no\W+|\W{1,4}(?:please )?(?:answer )?(?:with )?\W?\b(?:yes or no|yes/no)\b")
@@ -88,7 +89,7 @@ def content(text: str) -> list[str]:
 
 def denies(text: str) -> bool:
     """Return True where a text holds a negation."""
-    return any(word in known.FORWARD | known.BACKWARD or word.endswith("n't") for word in words(text))
+    return any(word in _DENYING or word.endswith("n't") for word in words(text))
 
 
 def _question(text: str) -> str:

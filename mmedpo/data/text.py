@@ -126,6 +126,8 @@ def said(text: str) -> Said:
         >>> said("There is no reason to doubt it: yes"), said("yes or no"), said("I do not know")
         ('yes', 'both', 'neither')
     """
+    if "yes" not in (plainly := plain(text).casefold()) and "no" not in plainly:
+        return "neither"
     text = _EITHER.sub(r"\1 \2\n", text)  # one clause, and no determiner: "a yes or no answer"
     found = {word for word, stated in stated_words(text) if stated and word in ("yes", "no")}
     if len(found) == 1:

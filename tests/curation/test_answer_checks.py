@@ -70,7 +70,7 @@ def test_answer_fault(question: str, gold: str, text: str, fault: str | None, st
 )
 def test_instructions_are_known_from_the_rendered_prompt(text: str, copied: bool) -> None:
     item = hallucinate.Item("What is seen?", "a mass in the left lung", "open_vqa")
-    instructions = hallucinate._instructions(item, "free")
+    instructions = hallucinate._blank(style="free", **item.form)
     found = answer_fault(item.question, item.gold, text, item.task, "free", instructions)
     assert (found == "it repeats the instructions") is copied
     report = answer_fault(item.question, item.gold, text, "report", "free", instructions)

@@ -243,7 +243,7 @@ def test_a_selector_that_finds_none_wrong_is_recorded():
 @pytest.mark.parametrize("style", ["match", "free"])
 def test_a_written_answer_has_room_in_the_schema_and_is_refused_where_it_filled_it(style):
     gold = "the lower lobe of the right lung"
-    most = longest(gold, style)
+    most = longest(gold, length_range(gold), style)
     chat = Scripted('{"choice": 0}', json.dumps({"answer": ("x" * 15 + " ") * 40}), '{"answer": "the left lung"}')
     one(chat, Item("Where?", gold, "open_vqa", ["the left kidney and liver"]), style=style)
     assert chat.requests[1].schema["properties"]["answer"] == {"type": "string", "maxLength": most}

@@ -20,7 +20,7 @@ from typing import Any
 from curation_calls import WARM_UP, curate
 from curation_load import served
 
-from mmedpo.curation import ask, hallucinate, relevance
+from mmedpo.curation import ask, hallucinate, relevance, text_pairs
 from mmedpo.curation.blocks import Curation
 from mmedpo.models.chat import cache
 from mmedpo.runs.journal import Journal
@@ -30,12 +30,12 @@ from mmedpo.runs.provenance import versions
 
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (hallucinate, "_injection", "make the request"), (relevance._Discussion, "request", "make the request"),
-    (cache, "key_of", "key of the cache"), (Ledger, "get", "look up"), (Ledger, "update", "store"),
-    (hallucinate, "_read", "read the reply"), (relevance, "_read", "read the reply"),
-    (relevance._Discussion, "_readable", "read the reply"),
+    (cache.CacheKeys, "of", "key of the cache"), (Ledger, "select", "look up"), (Ledger, "update", "store"),
+    (hallucinate, "_read", "read the reply"), (hallucinate, "has_answer", "read the reply"),
+    (relevance._Discussion, "_verdict", "read the reply"),
     (hallucinate, "in_style", "check the answer"), (hallucinate, "fault_of", "check the answer"),
     (Curation, "samples", "read blocks"), (Curation, "begin", "read blocks"),
-    (Journal, "update", "record results and calls"), (ask, "asdict", "record results and calls"),
+    (Journal, "update", "record results and calls"), (text_pairs, "record", "record results and calls"),
 )  # fmt: skip
 
 
@@ -49,9 +49,15 @@ def main() -> None:
     within: list[str] = []
     for owner, name, part in PARTS:
         setattr(owner, name, timed(getattr(owner, name), part, spent, within))
+    run_steps = ask.run_steps
+
+    def from_here(*given: Any) -> None:
+        spent.clear()  # what was spent on preparing the curation
+        run_steps(*given)
+
+    ask.run_steps = from_here
     with served(0.0) as url, tempfile.TemporaryDirectory() as folder:
         curate(url, Path(folder, "first"), WARM_UP)
-        spent.clear()
         found = curate(url, Path(folder, "second"), options.questions)
     parts = {part: round(1e6 * seconds / found["calls"], 1) for part, seconds in spent.items()}
     record = {**found, "us_a_call": parts}

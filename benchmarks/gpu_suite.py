@@ -23,9 +23,10 @@ Parts   In order of worth; PLAN has their estimated seconds on an H200, which gr
         families         agreement.py's families with LoRA in float32: ours against every side alone
 Reads   `seconds` of a step: median without the first; `period`: the same with reading its input; `begin`: checks and
         the reference's fingerprint, before the first step; `compile_s`, `graphs`: of torch.compile, inside `begin` and
-        steps; `mfu`: matrix operations (`gflop`, counted in two forward passes under SDPA, without recomputation) /
-        seconds / peak; `peak_mb`: largest allocation. `speedups`: of a training over TRL's and `compact` under the same
-        attention. `plain_s`, `shared_s`: medians of three rounds after a warm-up; `equal`: of so many `answers`.
+        steps; `mfu`: matrix operations (`gflop`, counted in two forward passes under SDPA, without recomputation and
+        TRL's Triton head) / seconds / peak; `peak_mb`: largest allocation. `speedups`: of a training over TRL's and
+        `compact` under the same attention. `plain_s`, `shared_s`: medians of three rounds after a warm-up; `equal`: of
+        so many `answers`.
 """
 
 from __future__ import annotations

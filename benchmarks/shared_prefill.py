@@ -70,7 +70,7 @@ def questions(counts: list[int], rng: np.random.Generator) -> Batch:
 
 def plain(model: VisionLanguageModel, batch: Batch, sampling: Sampling) -> list[list[str]]:
     drawn = {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0} if sampling.temperature else {}
-    inputs = model.encode(batch)
+    inputs = model.encode(batch).to(model.device)
     torch.manual_seed(sampling.seed)
     with torch.inference_mode():
         tokens = model.model.generate(

@@ -295,7 +295,7 @@ def differences(
     A gradient's difference is relative to the norm of its tensor, or to a thousandth of the largest tensor's norm where
     that is more: a key's bias has no gradient but rounding.
     """
-    family, drawn = build(name, attention), drawn or pairs()
+    family, drawn = build(name), drawn or pairs()
     prepare(family, setting)
     family.model.to(device)
     weights = torch.linspace(0.8, 1.25, len(drawn), device=device)
@@ -310,6 +310,7 @@ def differences(
         return loss.item(), {key: value.grad.clone() for key, value in parameters if value.grad is not None}
 
     loss, gradients = step(alone(family, drawn))
+    family.model.set_attn_implementation(attention)
     our_loss, our_gradients = step(ours(family, batch(family, drawn, shared, once)).logps().sum(dim=1))
     assert gradients.keys() == our_gradients.keys()
     least = 1e-3 * max(gradient.norm() for gradient in gradients.values())

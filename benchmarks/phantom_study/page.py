@@ -9,7 +9,7 @@ from typing import Any
 
 from phantom_study.analysis import DOSE, OUTCOMES
 
-SHOWN = ("weighted_accuracy", "accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferred")
+SHOWN = ("accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferred")  # differences, where there are any
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
@@ -60,19 +60,22 @@ def primary(found: dict[str, Any]) -> str:
 
 
 def arms(found: dict[str, Any]) -> str:
-    """Return each arm's main outcomes, with the difference to its control."""
+    """Return each arm's main outcomes and differences to its control, at its own rate and at that of "none"."""
     lines = []
     for name, entry in found["arms"].items():
         cells = [name, entry.get("control", ""), f"{entry['worlds']}", f"{entry['rate']:g}" if "rate" in entry else ""]
         agreement = entry.get("agreement", {}).get("text")
         cells.append("" if agreement is None else f"{agreement:.2f}")
+        known = entry["weighted_accuracy"]
+        cells.append(f"{100 * known['mean']:.1f}" + ("" if known["sd"] is None else f" ± {100 * known['sd']:.1f}"))
+        cells += [points(known[key]) if key in known else "" for key in ("to_control", "to_control_at_one_rate")]
         for outcome in SHOWN:
-            known, factor = entry[outcome], OUTCOMES[outcome][1]
-            spread = "" if known["sd"] is None else f" ± {factor * known['sd']:.1f}"
-            change = f" ({points(known['to_control'])})" if "to_control" in known else ""
-            cells.append(f"{factor * known['mean']:.1f}{spread}{change}")
+            known = entry[outcome]
+            change = known.get("to_control_at_one_rate") or known.get("to_control")
+            cells.append(f"{100 * known['mean']:.1f}" if change is None else points(change))
         lines.append(cells)
-    heading = ["arm", "control", "worlds", "rate", "judge's rank correlation", *(OUTCOMES[name][0] for name in SHOWN)]
+    heading = ["arm", "control", "worlds", "rate", "judge's rank correlation", "importance-weighted accuracy"]
+    heading += ["to control", "at the rate of none", *(OUTCOMES[name][0] for name in SHOWN)]
     return _table(heading, lines)
 
 
@@ -91,7 +94,9 @@ def everything(found: dict[str, Any]) -> str:
 def dose(found: dict[str, Any]) -> str:
     """Return what the lines of the picture say."""
     said = []
-    for method, line in found["dose"].items():
+    rates = {"dose_at_one_rate": "all at the rate of none", "dose": "each at its own rate"}
+    for key, method in [(rate, method) for rate in rates for method in found[rate]]:
+        line = found[key][method]
         if not line:
             continue
         end = "no break-even is read, since the slope is not shown to be above 0"
@@ -100,7 +105,7 @@ def dose(found: dict[str, Any]) -> str:
             place = f"{known['mean']:.2f} [{known['low']:.2f}, {known['high']:.2f}]" if inside else "outside 0 to 1"
             end = f"break-even at a rank correlation of {place}"
         change = f"{points(line['slope'])} points from shuffled to oracle"
-        said.append(f"<p><b>{method}</b>: {change}; {end}.</p>")
+        said.append(f"<p><b>{method}</b>, {rates[key]}: {change}; {end}.</p>")
     return "".join(said)
 
 
@@ -110,33 +115,30 @@ def picture(found: dict[str, Any]) -> bytes:
 
     from mmedpo.data.plots import PALETTE, saved
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(0, color="#7a7a7a", linewidth=1)
-    ranges = {"rescale": "rescale: weights 0.75 to 1.25", "strong": "strong: weights 0 to 2"}
-    for place, (method, label) in enumerate(ranges.items()):
-        shown = []
-        for judge in (*DOSE, "rules", "reversed"):
-            entry = found["arms"].get(f"{method} {judge}")
-            known = entry and entry["weighted_accuracy"].get("to_control")
-            if known:
-                x = entry["agreement"]["text"] + (place - 0.5) * 0.02
-                shown.append((x, judge))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    labels = {"rescale": "rescale: weights 0.75 to 1.25", "strong": "strong: weights 0 to 2"}
+    panels = {"dose_at_one_rate": "all at the learning rate of plain DPO", "dose": "each arm at its own learning rate"}
+    for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        axes.axhline(0, color="#7a7a7a", linewidth=1)
+        for place, (method, label) in enumerate(labels.items()):
+            if not (line := found[key].get(method)):
+                continue
+            for number, (judge, known) in enumerate(line["gains"].items()):
+                x = known["agreement"] + (place - 0.5) * 0.03
                 bars = [[100 * (known["mean"] - known["low"])], [100 * (known["high"] - known["mean"])]]
-                marker = "o" if judge in DOSE else "s"
-                first = label if len(shown) == 1 else None
-                axes.errorbar(x, 100 * known["mean"], bars, color=PALETTE[place], fmt=marker, capsize=3, label=first)
-        if line := found["dose"].get(method):
+                form = {"fmt": "o" if judge in DOSE else "s", "capsize": 3, "label": "" if number else label}
+                axes.errorbar(x, 100 * known["mean"], bars, color=PALETTE[place], **form)
+                if not place:
+                    axes.annotate(judge, (x, 1.01), xycoords=("data", "axes fraction"), rotation=60, fontsize="small")
             ends = [100 * (line["at_0"]["mean"] + line["slope"]["mean"] * x) for x in (0, 1)]
             axes.plot([0, 1], ends, color=PALETTE[place], linewidth=1, alpha=0.6)
-        for x, judge in shown if not place else ():
-            axes.annotate(judge, (x, 0), (x, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize="small",
-                          textcoords=("data", "axes fraction"), annotation_clip=False)  # fmt: skip
-    axes.set(xlabel="judge's rank correlation with the truth", ylabel="gain over plain DPO, points")
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right")
-    return saved(figure, dpi=120)
+        axes.set(xlabel="judge's rank correlation with the truth", xlim=(-1.15, 1.15))
+        axes.set_title(title, y=1.17, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("gain over plain DPO, points")
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend(frameon=False, loc="lower left")
+    return saved(figure, dpi=110)
 
 
 def as_html(table: str) -> str:

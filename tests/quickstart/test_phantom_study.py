@@ -85,17 +85,23 @@ def test_arms_of_a_world_share_their_text_pairs(asked: list[world.Question]) -> 
 def test_the_line_finds_a_planted_break_even() -> None:
     names = {f"strong {judge}": quality for judge, quality in analysis.DOSE.items()}
     noise = np.random.default_rng(0).normal(0, 0.002, (10, len(names)))
-    runs = {"none": {seed: {"weighted_accuracy": 0.7} for seed in range(10)}}
-    for place, (name, quality) in enumerate(names.items()):
-        runs[name] = {s: {"weighted_accuracy": 0.7 + 0.05 * (quality - 0.4) + noise[s, place]} for s in range(10)}
-    found = analysis.dose(runs, "strong")
+
+    def planted(slope: float) -> analysis.Runs:
+        runs: analysis.Runs = {"none": {seed: {"weighted_accuracy": 0.7} for seed in range(10)}}
+        for place, (name, quality) in enumerate(names.items()):
+            gains = slope * (quality - 0.4) + noise[:, place]
+            runs[name] = {
+                seed: {"weighted_accuracy": 0.7 + gains[seed], "agreement": {"text": quality}} for seed in range(10)
+            }
+        return runs
+
+    found = analysis.dose(planted(0.05), "strong")
     assert found["slope"]["low"] < 0.05 < found["slope"]["high"]
     even = found["break_even"]
     assert even["low"] < 0.4 < even["high"] and even["mean"] == pytest.approx(0.4, abs=0.05)
-    steady = dict(runs)
-    for place, name in enumerate(names):
-        steady[name] = {seed: {"weighted_accuracy": 0.7 + noise[seed, place]} for seed in range(10)}
-    assert "break_even" not in analysis.dose(steady, "strong")
+    assert found["gains"]["rank .9"]["agreement"] == pytest.approx(0.9)
+    assert found["gains"]["rank .9"]["mean"] == pytest.approx(0.025, abs=0.002)
+    assert "break_even" not in analysis.dose(planted(0.0), "strong")
 
 
 def test_the_primary_family_is_paired_by_world_and_corrected_once_complete() -> None:

@@ -25,7 +25,7 @@ def write(found: dict[str, Any], folder: Path) -> None:
         "<!doctype html><html lang=en><meta charset=utf-8><title>When does clinical weighting help?</title>"
         "<style>body{font:15px system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:left}"
-        "td{font-variant-numeric:tabular-nums}"
+        "td{font-variant-numeric:tabular-nums;white-space:nowrap}"
         ".wide{overflow-x:auto}img{max-width:100%}</style><h1>When does clinical weighting help?</h1>"
         "<p>Phantoms and a model of half a million weights; nothing clinical. Method: docs/study.md.</p>"
         f'<img alt="{alt}" src="data:image/png;base64,{source}">{dose(found)}{parts}</html>\n',

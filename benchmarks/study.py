@@ -35,7 +35,7 @@ Wanted = list[tuple[str, Arm, float]]
 def tuning(part: str) -> Iterator[tuple[int, Wanted]]:
     """Yield the tries of learning rates, by world."""
     for seed in arms.TUNING_WORLDS:
-        yield seed, [(name, arm, rate) for name, arm in arms.PARTS[part].items() if arm.rates for rate in arm.rates]
+        yield seed, [(name, arm, rate) for name, arm in arms.PARTS[part].items() for rate in arm.rates]
 
 
 def trainings(folder: Path, part: str) -> Iterator[tuple[int, Wanted]]:

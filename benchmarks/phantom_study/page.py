@@ -7,6 +7,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from mmedpo.report.tables import Sheet, as_markdown
 from phantom_study.analysis import DOSE, OUTCOMES
 
 SHOWN = ("accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferred")  # differences, where there are any
@@ -14,12 +15,11 @@ SHOWN = ("accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferre
 
 def write(found: dict[str, Any], folder: Path) -> None:
     """Write table.md, dose_response.png and page.html."""
-    tables = {"Primary family": primary(found), "Arms": arms(found), "All outcomes": everything(found)}
-    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
-    (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+    tables = [primary(found), arms(found), everything(found)]
+    (folder / "table.md").write_text("\n".join(map(as_markdown, tables)), encoding="utf-8")
     (folder / "dose_response.png").write_bytes(picture(found))
     source = base64.b64encode((folder / "dose_response.png").read_bytes()).decode()
-    parts = "".join(f"<h2>{name}</h2>{as_html(table)}" for name, table in tables.items())
+    parts = "".join(map(as_html, tables))
     alt = "Gain of weighting over plain DPO by the judge's rank correlation with the truth"
     (folder / "page.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>When does clinical weighting help?</title>"
@@ -33,18 +33,11 @@ def write(found: dict[str, Any], folder: Path) -> None:
     )
 
 
-def points(known: dict[str, float], factor: float = 100) -> str:
-    digits = 1 if factor == 100 else 3
-    mean, low, high = (factor * known[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+def points(known: dict[str, float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * known[key] for key in ("mean", "low", "high")))
 
 
-def _table(heading: list[str], lines: list[list[str]]) -> str:
-    rows = [heading, ["---"] * len(heading), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def primary(found: dict[str, Any]) -> str:
+def primary(found: dict[str, Any]) -> Sheet:
     """Return the comparisons of the primary family, in points of importance-weighted accuracy."""
     same = {(row["arm"], row["control"]): row for row in found["primary_at_one_rate"]}
     lines = []
@@ -56,10 +49,11 @@ def primary(found: dict[str, Any]) -> str:
         p = f"{row['p_holm']:.3f}" if "p_holm" in row else "once all are there"
         lines.append([*pair, str(row["worlds"]), rates, points(row), f"{row['p']:.3f}", p, starts, again])
     heading = ["arm", "against", "worlds", "rates", "difference [95 %]", "p", "p (Holm)", "by starting model"]
-    return _table([*heading, "both at the rate of none"], lines)
+    note = "Points of importance-weighted accuracy."
+    return Sheet("Primary family", [[*heading, "both at the rate of none"], *lines], note)
 
 
-def arms(found: dict[str, Any]) -> str:
+def arms(found: dict[str, Any]) -> Sheet:
     """Return each arm's main outcomes and differences to its control, at its own rate and at that of "none"."""
     lines = []
     for name, entry in found["arms"].items():
@@ -76,10 +70,13 @@ def arms(found: dict[str, Any]) -> str:
         lines.append(cells)
     heading = ["arm", "control", "worlds", "rate", "judge's rank correlation", "importance-weighted accuracy"]
     heading += ["to control", "at the rate of none", *(OUTCOMES[name][0] for name in SHOWN)]
-    return _table(heading, lines)
+    note = (
+        "Per cent, and points to the control; the last columns are at the rate of none, where an arm was trained at it."
+    )
+    return Sheet("Arms", [heading, *lines], note)
 
 
-def everything(found: dict[str, Any]) -> str:
+def everything(found: dict[str, Any]) -> Sheet:
     """Return the means of all outcomes."""
     lines = []
     for name, entry in found["arms"].items():
@@ -88,7 +85,8 @@ def everything(found: dict[str, Any]) -> str:
             digits = 1 if factor == 100 else 3
             cells.append(f"{factor * entry[outcome]['mean']:.{digits}f}" if outcome in entry else "")
         lines.append(cells)
-    return _table(["arm", *(heading for heading, _ in OUTCOMES.values())], lines)
+    heading = ["arm", *(heading for heading, _ in OUTCOMES.values())]
+    return Sheet("All outcomes", [heading, *lines], "Means over worlds, each arm at its own rate.")
 
 
 def dose(found: dict[str, Any]) -> str:
@@ -141,9 +139,9 @@ def picture(found: dict[str, Any]) -> bytes:
     return saved(figure, dpi=110)
 
 
-def as_html(table: str) -> str:
-    """Return a Markdown table as HTML."""
-    heading, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+def as_html(sheet: Sheet) -> str:
+    heading, *lines = sheet.rows
     head = "".join(f"<th>{html.escape(cell)}" for cell in heading)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in line) for line in lines)
-    return f"<div class=wide><table><tr>{head}{body}</table></div>"
+    table = f"<div class=wide><table><tr>{head}{body}</table></div>"
+    return f"<h2>{html.escape(sheet.title)}</h2>{table}<p>{html.escape(sheet.note)}</p>"

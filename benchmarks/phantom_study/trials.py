@@ -7,7 +7,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -70,7 +70,7 @@ class Arm:
     also: str = ""
     warm: int = 0
     over: str = "kind"
-    rates: tuple[float, ...] = field(default=RATES)
+    rates: tuple[float, ...] = RATES
 
 
 def pairs_of(arm: Arm, asked: Sequence[Question], seed: int) -> tuple[list[tuple[Pair, float]], dict[str, float]]:

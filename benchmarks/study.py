@@ -5,8 +5,8 @@ Run     python benchmarks/study.py --part main --output runs/study --workers 2
         What OUTPUT holds is not made again, so that a run can be stopped at any moment and go on with the same command.
         --report-only reads what is there. Learning rates are chosen on worlds of their own before; nothing is read
         from those.
-Writes  OUTPUT/worlds/SEED/ (starting model, outcomes of each arm), OUTPUT/study.json (all numbers), table.md,
-        dose_response.png, page.html.
+Writes  OUTPUT/starts/ (starting models), worlds/SEED/ (outcomes of each arm), PART.json (all numbers), PART.md,
+        PART.html, dose_response.png.
 Time    on two CPU cores: see docs/study.md.
 """
 
@@ -43,11 +43,10 @@ def trainings(folder: Path, part: str) -> Iterator[tuple[int, Wanted]]:
     rates = {name: chosen_rate(folder, name)[0] for name in arms.PARTS[part]}
     if untried := [name for name, rate in rates.items() if rate is None]:
         raise SystemExit(f"No learning rate was chosen for {', '.join(untried)}; run the same command again.")
-    one_rate = chosen_rate(folder, "none")[0]
     for seed in range(arms.SEEDS[part]):
         own = [(name, arm, rates[name] or 0.0) for name, arm in arms.PARTS[part].items()]
-        again = [(name, arm, one_rate or 0.0) for name, arm, rate in own if part == "main" and rate != one_rate]
-        yield seed, own + again
+        again = [(name, arm, rates[arms.shared_rate(name)] or 0.0) for name, arm, _ in own]
+        yield seed, own + [one for one in again if one not in own]
 
 
 def quiet(work: Callable[..., None], *given: Any) -> None:
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--part", choices=[*arms.PARTS], default="main")
     parser.add_argument("--output", type=Path, default=Path("runs/study"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--record", type=Path, help="JSON file of the results, beside OUTPUT/study.json")
+    parser.add_argument("--record", type=Path, help="JSON file of the results, beside OUTPUT/PART.json")
     parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args()
     from mmedpo.runs.provenance import versions
@@ -86,15 +85,15 @@ def main() -> None:
             all_of(run_world, trainings(options.output, options.part))
     found: dict[str, Any] = {
         "command": f"python benchmarks/study.py --part {options.part} --workers {options.workers}",
-        "versions": versions(), "clock_s_of_this_sitting": round(time.monotonic() - began), **analyse(options.output),
+        "versions": versions(), "clock_s_of_this_sitting": round(time.monotonic() - began),
+        **analyse(options.output, options.part),
     }  # fmt: skip
-    for part in arms.PARTS:
-        if incomplete := missing(options.output, part):
-            print(f"Part {part}: not all worlds of {', '.join(incomplete)}.")
-    for file in filter(None, (options.output / "study.json", options.record)):
+    if incomplete := missing(options.output, options.part):
+        print(f"Not all worlds of {', '.join(incomplete)}.")
+    for file in filter(None, (options.output / f"{options.part}.json", options.record)):
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page.write(found, options.output)
-    print((options.output / "table.md").read_text(encoding="utf-8"))
+    page.write(found, options.output, options.part)
+    print((options.output / f"{options.part}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmedpo.evaluation.statistics import holm, tail
-from phantom_study.arms import ARMS, MAIN, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control
+from phantom_study.arms import ARMS, PARTS, PRIMARY, SEEDS, TUNING_WORLDS, control, shared_rate
 from phantom_study.judges import JUDGES
 from phantom_study.trials import STARTS, result
 
@@ -55,15 +55,16 @@ def difference(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "p": float(p), "worlds": count}
 
 
-def read(folder: Path, one_rate: bool = False) -> Runs:
-    """Return the outcomes by arm and world; the starting models are the arm "start".
+def read(folder: Path, part: str, one_rate: bool = False) -> Runs:
+    """Return the outcomes of a part by arm and world; the starting models are the arm "start".
 
-    With `one_rate` all arms have the learning rate that was chosen for "none", else each its own.
+    With `one_rate` all arms have the learning rate that was chosen for "none" ("dpo none" without the NLL), else each
+    its own.
     """
     found: Runs = {}
-    worlds = range(max(SEEDS.values()))
-    for name in ("start", *ARMS):
-        rate = None if name == "start" else chosen_rate(folder, "none" if one_rate else name)[0]
+    worlds = range(SEEDS[part])
+    for name in ("start", *PARTS[part]):
+        rate = None if name == "start" else chosen_rate(folder, shared_rate(name) if one_rate else name)[0]
         if name != "start" and rate is None:
             continue
         own = {seed: one for seed in worlds if (one := result(folder, seed, name, rate)) is not None}
@@ -81,9 +82,9 @@ def compared(runs: Runs, name: str, other: str, outcome: str) -> dict[str, float
     return None if any(None in pair for pair in pairs) else difference([own - before for own, before in pairs])
 
 
-def analyse(folder: Path) -> dict[str, Any]:
-    """Return the tables of the study from what a folder holds."""
-    runs, one_rate = read(folder), read(folder, one_rate=True)
+def analyse(folder: Path, part: str) -> dict[str, Any]:
+    """Return the tables of a part from what a folder holds."""
+    runs, one_rate = read(folder, part), read(folder, part, one_rate=True)
     arms: dict[str, Any] = {}
     for name, worlds in runs.items():
         entry: dict[str, Any] = {"worlds": len(worlds)}
@@ -102,20 +103,24 @@ def analyse(folder: Path) -> dict[str, Any]:
             if None in values:  # too few answers for a style AUC
                 continue
             entry[outcome] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+            if outcome == PRIMARY_OUTCOME:
+                entry[outcome]["by_world"] = dict(zip(map(str, worlds), values, strict=True))
             if name != "start":
                 for label, other in (("to_control", control(name)), ("to_start", "start")):
                     if found := compared(runs, name, other, outcome):
                         entry[outcome][label] = found
-                if name in MAIN and name != "none" and (found := compared(one_rate, name, control(name), outcome)):
+                if name != shared_rate(name) and (found := compared(one_rate, name, control(name), outcome)):
                     entry[outcome]["to_control_at_one_rate"] = found
         arms[name] = entry
     peak = max((one["peak_mb"] for worlds in runs.values() for one in worlds.values() if "peak_mb" in one), default=0)
-    return {
-        "peak_mb_of_a_worker": peak,
-        "arms": arms, "primary": primary(runs), "primary_at_one_rate": primary(one_rate),
-        "dose": {method: dose(runs, method) for method in METHODS},
-        "dose_at_one_rate": {method: dose(one_rate, method) for method in METHODS},
-    }  # fmt: skip
+    tables: dict[str, Any] = {"peak_mb_of_a_worker": peak, "arms": arms}
+    if part == "main":
+        tables |= {
+            "primary": primary(runs), "primary_at_one_rate": primary(one_rate),
+            "dose": {method: dose(runs, method) for method in METHODS},
+            "dose_at_one_rate": {method: dose(one_rate, method) for method in METHODS},
+        }  # fmt: skip
+    return tables
 
 
 def primary(runs: Runs) -> list[dict[str, Any]]:
@@ -173,5 +178,5 @@ def dose(runs: Runs, method: str) -> dict[str, Any]:
 
 def missing(folder: Path, part: str) -> list[str]:
     """Return the arms of a part with fewer worlds than planned."""
-    runs = read(folder)
+    runs = read(folder, part)
     return [name for name in PARTS[part] if len(runs.get(name, {})) < SEEDS[part]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phantom_study.judges import JUDGES
-from phantom_study.trials import Arm
+from phantom_study.trials import STEPS, Arm
 
 TUNING_WORLDS = (900, 901)  # for learning rates; no result is read from them
 SEEDS = {"main": 10, "factors": 5}
@@ -37,6 +37,7 @@ FACTORS = {
     "both step 1000": replace(_BOTH, step=1000),
     "both balance": replace(_BOTH, also="balance"),
     "both symmetric": replace(_BOTH, also="symmetric"),
+    "both longer": replace(_BOTH, steps=3 * STEPS // 2),  # as many text pairs as "none" sees
     "free gold": _FREE,
     "free corrected": replace(_FREE, chosen="corrected"),
     "dpo none": _DPO,
@@ -46,7 +47,7 @@ FACTORS = {
     "warm strong oracle": replace(_WARM, weights="strong"),
 }
 ARMS = {**MAIN, **FACTORS}
-PARTS = {"main": MAIN, "factors": FACTORS}
+PARTS = {"main": MAIN, "factors": {"none": MAIN["none"], "both none": MAIN["both none"], **FACTORS}}  # with controls
 CONTROLS = {  # of the others: "none"
     "none": "start",
     **{name: "both none" for name in {**MAIN, **FACTORS} if name.startswith("both ") and name != "both none"},
@@ -58,6 +59,11 @@ PRIMARY = (  # arm, control
     ("rescale oracle", "rescale shuffled"), ("strong oracle", "strong shuffled"),
     ("both none", "none"), ("none", "supervised"),
 )  # fmt: skip
+
+
+def shared_rate(name: str) -> str:
+    """Return the name of the arm at whose learning rate an arm is trained once more."""
+    return "dpo none" if ARMS[name].rates == SLOW else "none"
 
 
 def control(name: str) -> str:

@@ -13,22 +13,24 @@ from phantom_study.analysis import DOSE, OUTCOMES
 SHOWN = ("accuracy", "accuracy_critical", "bleu_1", "visual_reliance", "preferred")  # differences, where there are any
 
 
-def write(found: dict[str, Any], folder: Path) -> None:
-    """Write table.md, dose_response.png and page.html."""
-    tables = [primary(found), arms(found), everything(found)]
-    (folder / "table.md").write_text("\n".join(map(as_markdown, tables)), encoding="utf-8")
-    (folder / "dose_response.png").write_bytes(picture(found))
-    source = base64.b64encode((folder / "dose_response.png").read_bytes()).decode()
-    parts = "".join(map(as_html, tables))
-    alt = "Gain of weighting over plain DPO by the judge's rank correlation with the truth"
-    (folder / "page.html").write_text(
+def write(found: dict[str, Any], folder: Path, part: str) -> None:
+    """Write PART.md and PART.html of the results of a part, and dose_response.png of the main one."""
+    tables, shown = [arms(found), everything(found)], ""
+    if part == "main":
+        tables.insert(0, primary(found))
+        (folder / "dose_response.png").write_bytes(picture(found))
+        source = base64.b64encode((folder / "dose_response.png").read_bytes()).decode()
+        alt = "Gain of weighting over plain DPO by the judge's rank correlation with the truth"
+        shown = f'<img alt="{alt}" src="data:image/png;base64,{source}">{dose(found)}'
+    (folder / f"{part}.md").write_text("\n".join(map(as_markdown, tables)), encoding="utf-8")
+    (folder / f"{part}.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>When does clinical weighting help?</title>"
         "<style>body{font:15px system-ui;margin:2rem auto;max-width:75rem;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:left}"
         "td{font-variant-numeric:tabular-nums;white-space:nowrap}"
         ".wide{overflow-x:auto}img{max-width:100%}</style><h1>When does clinical weighting help?</h1>"
         "<p>Phantoms and a model of half a million weights; nothing clinical. Method: docs/study.md.</p>"
-        f'<img alt="{alt}" src="data:image/png;base64,{source}">{dose(found)}{parts}</html>\n',
+        f"{shown}{''.join(map(as_html, tables))}</html>\n",
         encoding="utf-8",
     )
 
@@ -54,7 +56,7 @@ def primary(found: dict[str, Any]) -> Sheet:
 
 
 def arms(found: dict[str, Any]) -> Sheet:
-    """Return each arm's main outcomes and differences to its control, at its own rate and at that of "none"."""
+    """Return each arm's main outcomes and differences to its control, at its own rate and at one rate."""
     lines = []
     for name, entry in found["arms"].items():
         cells = [name, entry.get("control", ""), f"{entry['worlds']}", f"{entry['rate']:g}" if "rate" in entry else ""]
@@ -69,9 +71,10 @@ def arms(found: dict[str, Any]) -> Sheet:
             cells.append(f"{100 * known['mean']:.1f}" if change is None else points(change))
         lines.append(cells)
     heading = ["arm", "control", "worlds", "rate", "judge's rank correlation", "importance-weighted accuracy"]
-    heading += ["to control", "at the rate of none", *(OUTCOMES[name][0] for name in SHOWN)]
+    heading += ["to control", "at one rate", *(OUTCOMES[name][0] for name in SHOWN)]
     note = (
-        "Per cent, and points to the control; the last columns are at the rate of none, where an arm was trained at it."
+        "Per cent, and points to the control. One rate is that of none, for dpo arms of dpo none; the last columns are "
+        "at it, where an arm was trained at it."
     )
     return Sheet("Arms", [heading, *lines], note)
 

@@ -54,6 +54,7 @@ class Arm:
         style, chosen: "match" or "free"; "gold" or "corrected".
         detector, step: of `world.visual_pairs`.
         also: "balance", "symmetric" or "".
+        steps: of training.
         warm: steps of supervised training on the chosen responses before (a start by SFT).
         over: unit of normalisation, "kind" or "merged" (`--weights-over`).
         rates: learning rates to try.
@@ -68,6 +69,7 @@ class Arm:
     detector: str = "mixed"
     step: int = 800
     also: str = ""
+    steps: int = STEPS
     warm: int = 0
     over: str = "kind"
     rates: tuple[float, ...] = RATES
@@ -157,8 +159,7 @@ def start(folder: Path, number: int, images: int = START_IMAGES, steps: int = ST
     processor.save_pretrained(own)
 
 
-def train(arm: Arm, rate: float, seed: int, begun: Path, cache: Path, weighted: Sequence[tuple[Pair, float]],
-          steps: int) -> Any:  # fmt: skip
+def train(arm: Arm, rate: float, seed: int, begun: Path, cache: Path, weighted: Sequence[tuple[Pair, float]]) -> Any:
     """Train an arm by `MMedPOTrainer`, and return the model with its LoRA adapter merged."""
     from transformers import set_seed
     from trl import ModelConfig
@@ -188,7 +189,7 @@ def train(arm: Arm, rate: float, seed: int, begun: Path, cache: Path, weighted: 
         first = MMedPOTrainer(model, args=settings, train_dataset=dataset, processing_class=processor, peft_config=peft)
         first.train()
         model = first.model.merge_and_unload()
-    settings = config(losses[arm.losses], steps)
+    settings = config(losses[arm.losses], arm.steps)
     set_seed(seed)  # LoRA's initial weights
     peft = choose_trained(model, ModelConfig(use_peft=True, lora_r=16, lora_alpha=32, lora_dropout=0.0), settings)
     trainer = MMedPOTrainer(model, args=settings, train_dataset=dataset, processing_class=processor, peft_config=peft)
@@ -311,8 +312,7 @@ def preferred(model: Any, begun: Path, held: Sequence[Pair]) -> dict[str, float]
     }  # fmt: skip
 
 
-def run_world(folder: Path, seed: int, wanted: Sequence[tuple[str, Arm, float]], sizes: Sequence[int] = IMAGES,
-              steps: int = STEPS) -> None:  # fmt: skip
+def run_world(folder: Path, seed: int, wanted: Sequence[tuple[str, Arm, float]], sizes: Sequence[int] = IMAGES) -> None:
     """Train and measure arms in one world, whose starting model is there; what is there is not made again.
 
     Writes FOLDER/worlds/SEED/start.json and NAME@RATE.json.
@@ -336,7 +336,7 @@ def run_world(folder: Path, seed: int, wanted: Sequence[tuple[str, Arm, float]],
     for name, arm, rate in wanted:
         began = time.process_time()
         weighted, agreement = pairs_of(arm, preference, seed)
-        model = train(arm, rate, seed, begun, own, weighted, steps)
+        model = train(arm, rate, seed, begun, own, weighted)
         found = outcomes(model, begun, test, held)
         by_kind: dict[str, list[float]] = defaultdict(list)
         for pair, weight in weighted:

@@ -175,15 +175,15 @@ def test_a_world_at_toy_size_is_trained_measured_resumed_and_shown(
     monkeypatch.setattr(analysis, "SEEDS", arms.SEEDS)
     monkeypatch.setattr(analysis, "TUNING_WORLDS", (900,))
     rate = 2e-3
-    wanted = [(name, arms.ARMS[name], rate) for name in ("none", "both rescale oracle")]
+    wanted = [(name, replace(arms.ARMS[name], steps=2), rate) for name in ("none", "both rescale oracle")]
     for seed in (0, 1, 900):
-        trials.run_world(tmp_path, seed, wanted, sizes=(4, 3), steps=2)
+        trials.run_world(tmp_path, seed, wanted, sizes=(4, 3))
     known = {file: file.stat().st_mtime_ns for file in tmp_path.glob("worlds/*/*.json")}
     assert len(known) == 9
     gone = tmp_path / "worlds" / "1" / "none@0.002.json"
     before = gone.read_text()
     gone.unlink()
-    trials.run_world(tmp_path, 1, wanted, sizes=(4, 3), steps=2)
+    trials.run_world(tmp_path, 1, wanted, sizes=(4, 3))
     again = {file: file.stat().st_mtime_ns for file in known}
     assert [file for file in known if again[file] != known[file]] == [gone]
     first, second = (json.loads(text) for text in (before, gone.read_text()))
@@ -191,8 +191,12 @@ def test_a_world_at_toy_size_is_trained_measured_resumed_and_shown(
     assert [second[name] for name in ("pairs", "mean_weights")] == [first[name] for name in ("pairs", "mean_weights")]
     for name in arms.ARMS:
         monkeypatch.setitem(arms.ARMS, name, replace(arms.ARMS[name], rates=(rate,)))
-    found = analysis.analyse(tmp_path)
+    found = analysis.analyse(tmp_path, "main")
     assert {*found["arms"]} == {"start", "none", "both rescale oracle"}
     assert found["arms"]["both rescale oracle"]["agreement"] == pytest.approx({"text": 1.0, "visual": 1.0})
-    page.write(found, tmp_path)
-    assert "both rescale oracle" in (tmp_path / "page.html").read_text()
+    page.write(found, tmp_path, "main")
+    assert "both rescale oracle" in (tmp_path / "main.html").read_text()
+    factors = analysis.analyse(tmp_path, "factors")
+    assert {*factors["arms"]} == {"start", "none"} and "primary" not in factors
+    page.write(factors, tmp_path, "factors")
+    assert "dose" not in (tmp_path / "factors.html").read_text()

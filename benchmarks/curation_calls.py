@@ -110,7 +110,7 @@ def curate(url: str, folder: Path, questions: int) -> dict[str, Any]:
         takes_all = isinstance(requests, list)  # before requests came one by one
         return complete(client, list(noted()) if takes_all else noted(), on_replies)
 
-    EndpointChat.complete = noting  # type: ignore[method-assign]
+    EndpointChat.complete = noting  # type: ignore[method-assign, assignment]
     in_phase: dict[str, float] = {}
     run_steps = asking.run_steps
 
@@ -118,7 +118,7 @@ def curate(url: str, folder: Path, questions: int) -> dict[str, Any]:
         asked.clear()
         in_phase.update(seconds(lambda: run_steps(*given)))
 
-    asking.run_steps = measured
+    asking.run_steps = measured  # type: ignore[assignment]
     Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far is forgotten
     whole = seconds(lambda: asking.ask(curation))["clock"]
     largest = peak()

@@ -55,7 +55,7 @@ def main() -> None:
         spent.clear()  # what was spent on preparing the curation
         run_steps(*given)
 
-    ask.run_steps = from_here
+    ask.run_steps = from_here  # type: ignore[assignment]
     with served(0.0) as url, tempfile.TemporaryDirectory() as folder:
         curate(url, Path(folder, "first"), WARM_UP)
         found = curate(url, Path(folder, "second"), options.questions)

@@ -108,7 +108,8 @@ def draw(count: int, seed: int, folder: Path) -> tuple[QuestionSet, list[int]]:
 
 def in_given_order(model: VisionLanguageModel, asked: QuestionSet, size: int) -> dict[str, str]:
     """A plain loop: no more than processor, `generate` and decoding."""
-    processor, found = model.processor, {}
+    processor = model.processor
+    found: dict[str, str] = {}
     unspoken = [i for i in processor.tokenizer.all_special_ids if i != processor.tokenizer.eos_token_id]
     for start in range(0, len(asked.questions), size):
         batch = asked.questions[start : start + size]

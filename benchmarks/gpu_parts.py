@@ -116,14 +116,14 @@ class Measurements:
         gradients: dict[str, Any] = {}
 
         class Drawn(TrainerCallback):
-            def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            def on_train_begin(self, *_: Any, **given: Any) -> None:
                 chance = torch.Generator().manual_seed(0)
-                for parameter in model.parameters():
+                for parameter in given["model"].parameters():
                     if parameter.requires_grad:
                         parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=chance))
 
-            def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
-                for name, parameter in model.named_parameters():
+            def on_pre_optimizer_step(self, *_: Any, **given: Any) -> None:
+                for name, parameter in given["model"].named_parameters():
                     if parameter.grad is not None:
                         gradients[name] = parameter.grad.float().clone()
 

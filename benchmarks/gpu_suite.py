@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 parts[name] = {"status": "not run", "reason": f"needs {before}"}
             else:
                 limit = math.inf if toy else PATIENCE[0] * estimate + PATIENCE[1]
-                parts[name] = attempt(lambda name=name: measured.run(name), estimate, left, limit)
+                parts[name] = attempt(lambda name=name: measured.run(name), estimate, left, limit)  # type: ignore[misc]
             print(name, json.dumps(parts[name]), file=sys.stderr, flush=True)
             record |= {"speedups": speedups(parts), "seconds": round(time.monotonic() - STARTED, 1)}
             if options.output:

@@ -28,7 +28,7 @@ from mmedpo.data import images
 from mmedpo.data.samples import Box
 from mmedpo.models import model_input
 
-CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+CLIP: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 PROCESSORS: dict[str, Callable[[], Any]] = {
     "LLaVA (CLIP, 336, cropped)": lambda: tf.CLIPImageProcessorPil(**CLIP),
     "LLaVA-NeXT (336, tiles)": lambda: tf.LlavaNextImageProcessorPil(**CLIP),
@@ -100,10 +100,10 @@ def measure(
         for kind, side in (("pixel", None), ("cells", model_input.longer_side(processor))):
             noised = corrupt(pixels, mask, "diffusion", generator(seed, box.label), pixels=side)
             three = [Image.fromarray(made).convert("RGB") for made in (pixels, noised, mask)]
-            before, after, inside = (model_input.views(processor, made) for made in three)
-            tall = [np.concatenate([view.reshape(-1, 3) for view in views]) for views in (before, after, inside)]
+            views = [model_input.views(processor, made) for made in three]
+            tall = [np.concatenate([view.reshape(-1, 3) for view in own]) for own in views]
             yield (name, "all", kind), model_input.correlation(tall[0], tall[1], tall[2][:, 0] > 240)
-            if len(before) > 1:
+            if len(views[0]) > 1:
                 before, after, inside = (model_input.overview(processor, made) for made in three)
                 yield (name, "overview", kind), model_input.correlation(before, after, inside[..., 0] > 240)
 

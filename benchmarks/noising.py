@@ -106,7 +106,7 @@ def bare(sample: Sample) -> int:
 
 def measure(samples: list[Sample], repeats: int, seed: int) -> dict[str, Any]:
     arms: dict[str, Callable[[Sample], int]] = {"bare": bare} | {
-        name: lambda sample, noise=noise: len(Noiser(noise, seed)(sample, Region(boxes=sample.boxes))[0]["bytes"])
+        name: lambda sample, noise=noise: len(Noiser(noise, seed)(sample, Region(boxes=sample.boxes))[0]["bytes"])  # type: ignore[misc]
         for name, noise in ARMS.items()
     }
     seconds = {name: [0.0] * repeats for name in arms}

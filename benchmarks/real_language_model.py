@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # where real_chat_server.py is
 
@@ -128,7 +129,7 @@ def assemble(folder: Path) -> None:
         hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6, image_size=IMAGE_SIZE,
         patch_size=PATCH, projection_dim=192,
     )  # fmt: skip
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    image_token: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         vision_config=vision, text_config=language.config, image_token_index=image_token, vision_feature_layer=-1,
         tie_word_embeddings=True,

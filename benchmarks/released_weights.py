@@ -74,7 +74,7 @@ def measured(file: Path) -> dict[str, Any]:
         "scores": {"mean": round(float(scores.mean()), 4), "sd": round(float(scores.std()), 4)},
         "normalisers": {method: on_flaws(normalize(scores.tolist(), method)[0], flawed, images) for method in METHODS},
         "spearman": {
-            name: interval(lambda places, values=values: spearman(scores[places], values[places]), images)
+            name: interval(lambda places, values=values: spearman(scores[places], values[places]), images)  # type: ignore[misc]
             for name, values in follows.items()
         },
     }  # fmt: skip

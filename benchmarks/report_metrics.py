@@ -89,8 +89,9 @@ def drawn(count: int, seed: int) -> Pairs:
     rng, words = random.Random(seed), VOCABULARY.split()
     references, predictions = [], []
     for _ in range(count):
-        length, sentences = rng.randint(20, 100), []
-        while sum(map(len, sentences)) < length:
+        length = rng.randint(20, 100)
+        sentences: list[list[str]] = []
+        while sum(len(sentence) for sentence in sentences) < length:
             sentences.append(rng.choices(words, k=rng.randint(4, 12)))
         edited = [[rng.choice(words) if rng.random() < 0.1 else word for word in sentence if rng.random() > 0.1]
                   for sentence in sentences]  # fmt: skip

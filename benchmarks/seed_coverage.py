@@ -13,6 +13,7 @@ case. "share" is right or wrong: whether that sum is above 0. "difference" is be
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ from mmedpo.evaluation.statistics import (
 )
 from mmedpo.runs.provenance import versions
 
-CASES = {  # name: (kind, sd of the run, of the image, of the run on the image)
+Case = tuple[str, float, float, float]  # kind, sd of the run, of the image, of the run on the image
+CASES: dict[str, Case] = {
     "no seed part": ("mean", 0.0, 0.3, 0.3),
     "small seed part": ("mean", 0.03, 0.3, 0.3),
     "large seed part": ("mean", 0.1, 0.3, 0.3),
@@ -57,12 +59,12 @@ def simulate(kind: str, sds: tuple[float, float, float], runs: int, images: int,
     return [(values > 0).astype(float) if kind == "share" else values]
 
 
-def covered(case: str, runs: int, images: int, sets: int, resamples: int, seed: int) -> dict[str, float]:
-    kind, *sds = CASES[case]
+def covered(case: str, runs: int, images: int, sets: int, resamples: int, seed: int) -> dict[str, Any]:
+    kind, of_run, of_image, of_both = CASES[case]
     rng, truth, cut = np.random.default_rng(seed), 0.5 if kind == "share" else 0.0, tail(range(images))
     hits, widths, false = np.zeros(3), np.zeros(3), 0
     for _ in range(sets):
-        methods = simulate(kind, tuple(sds), runs, images, rng)
+        methods = simulate(kind, (of_run, of_image, of_both), runs, images, rng)
         values = np.concatenate(methods)
         stacked = np.stack([values, np.ones_like(values)], axis=-1)
         draws = np.split(
@@ -86,7 +88,7 @@ def covered(case: str, runs: int, images: int, sets: int, resamples: int, seed: 
 
 def two_way(draws: list[np.ndarray], rng: np.random.Generator) -> Interval:
     """Return the percentile interval of a bootstrap of seeds and images together."""
-    total = 0.0
+    total = np.zeros(1)
     for sign, one in zip((1, -1)[: len(draws)][::-1], draws, strict=True):
         shares = rng.multinomial(len(one), np.full(len(one), 1 / len(one)), size=one.shape[1] - 1) / len(one)
         resampled = (one[:, 1:].T * shares).sum(axis=1)
@@ -95,7 +97,8 @@ def two_way(draws: list[np.ndarray], rng: np.random.Generator) -> Interval:
 
 
 def level(stacked: np.ndarray, baseline: int, found: Mean, seed: int, resamples: int) -> bool:
-    rest, images, pairs = stacked[baseline:], range(stacked.shape[1]), []
+    rest, images = stacked[baseline:], range(stacked.shape[1])
+    pairs: list[np.ndarray] = []
     for place in range(baseline):
         own, other = exchanges(np.concatenate([stacked[[place]], rest]), images, seed, resamples)
         pairs.extend(mean(own) - mean(other))

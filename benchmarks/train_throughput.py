@@ -153,7 +153,8 @@ def model_and_processor(
     processor.image_processor.crop_size = {"height": shape.side, "width": shape.side}
     processor.patch_size = 14
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    vision = tf.CLIPVisionConfig(**dict(zip(names, shape.vision, strict=True)), image_size=shape.side, patch_size=14)
+    sizes: dict[str, Any] = dict(zip(names, shape.vision, strict=True))
+    vision = tf.CLIPVisionConfig(**sizes, image_size=shape.side, patch_size=14)
     tokens = {"vocab_size": shape.vocabulary, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
     text = getattr(tf, shape.kind)(**dict(zip(names, shape.text, strict=True)), **tokens, **shape.more)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")

@@ -145,7 +145,7 @@ def child(data: Path, model: Path, output: Path) -> None:
         print(json.dumps({**found, "phases": phases}), flush=True)
         os._exit(0)
 
-    run.MMedPOTrainer.training_step = stop
+    run.MMedPOTrainer.training_step = stop  # type: ignore[method-assign]
     settings = {
         "dataset_name": data, "model_name_or_path": model, "output": output, "per_device_train_batch_size": 16,
         "use_peft": "true", "use_cpu": "true", "bf16": "false", "report_to": "none", "dtype": "float32",

@@ -171,11 +171,11 @@ def main() -> None:
     pairs = [(arm, folder) for arm, folders in runs.items() for folder in folders]
     for baseline in ("start", "text", "visual"):
         ordered = sorted(pairs, key=lambda pair: pair[0] != baseline)
-        names, folders = zip(*ordered, strict=True)
-        found = compare(folders, methods=names)
+        names, places = zip(*ordered, strict=True)
+        compared = compare(places, methods=names)
         record[f"closed_accuracy_against_{baseline}"] = {
-            "n": found["sizes"]["closed_accuracy"],
-            **found["metrics"]["closed_accuracy"],
+            "n": compared["sizes"]["closed_accuracy"],
+            **compared["metrics"]["closed_accuracy"],
         }
     write_json(arguments.record, record)
 

@@ -84,7 +84,7 @@ def _of_r2gen(folder: Path, every: bool) -> Iterator[Item]:
                 continue
             images = [f"images/{path}" for path in study["image_path"]]
             shown = [Picture(image, folder / image) for image in images]
-            about = report, name.split("_")[0], SPLITS.get(split, split)
+            about = report, name.split("_")[0], SPLITS.get(split) or split
             yield _row(name, shown if every else shown[0], *about)
 
 

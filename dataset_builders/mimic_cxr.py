@@ -89,7 +89,7 @@ def _row(
     """Return the row about images of one study."""
     first, study = rows[0], _study(rows[0])
     file = safe_paths.inside(options.reports or source, f"{study}.txt")
-    found = report(file) if file else None
+    found = report(file) if isinstance(file, Path) else None
     if found is None:
         return Fault(name, "report", f"{study}.txt is missing or no UTF-8; add it, or name its tree with --reports")
     text = " ".join(found[section.upper()] for section in wanted if section.upper() in found)

@@ -93,12 +93,11 @@ def _images(tree: Tree) -> Tree:
 
 def _rows(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = {
-        split: next((file for stem in stems if (file := tree / f"{stem}.json").exists()), None)
-        for split, stems in SPLITS.items()
+        split: [file for stem in stems if (file := tree / f"{stem}.json").exists()] for split, stems in SPLITS.items()
     }
     if missing := [" or ".join(f"{stem}.json" for stem in SPLITS[split]) for split in SPLITS if not tables[split]]:
         raise InputError(f"{name} has no {', no '.join(missing)}; SLAKE comes with all three tables.")
-    for split, table in tables.items():
+    for split, (table, *_) in tables.items():
         yield from ((split, row) for row in json_file(table))
 
 

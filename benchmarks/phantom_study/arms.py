@@ -47,7 +47,8 @@ FACTORS = {
     "warm strong oracle": replace(_WARM, weights="strong"),
 }
 ARMS = {**MAIN, **FACTORS}
-PARTS = {"main": MAIN, "factors": {"none": MAIN["none"], "both none": MAIN["both none"], **FACTORS}}  # with controls
+REPEATED = ("none", "both none", "supervised", "rescale oracle", "strong oracle")  # the first two are controls
+PARTS = {"main": MAIN, "factors": {**{name: MAIN[name] for name in REPEATED}, **FACTORS}}
 CONTROLS = {  # of the others: "none"
     "none": "start",
     **{name: "both none" for name in {**MAIN, **FACTORS} if name.startswith("both ") and name != "both none"},

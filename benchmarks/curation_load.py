@@ -3,6 +3,8 @@
 Run      python benchmarks/curation_load.py --rows 1000 10000 --output benchmarks/results/curation_load.json
          --chat server: a loopback server (--delay seconds an answer), in a process of its own, writes and judges in
          place of the offline stand-ins; what their calls cost is in curation_calls.py
+         --tasks 2: ask and write in processes of their own; the largest memory and the CPU seconds of a task are
+         `tasks`, by phase
 Source   made on the spot: `few`: 8 small pictures for all questions; `third`: a picture for every three questions. Half
          of the answers are all different, a quarter are reports, and nine in ten questions have a box
 Reads    a phase: CPU seconds (user and system, also of threads: a busy machine changes them little) and the largest
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ from PIL import Image
 
 from mmedpo.runs.json_files import write_json
 from mmedpo.runs.provenance import versions
+from mmedpo.runs.run_folder import JOBS
 
 SIDE = 48
 FINDINGS = ("nodule", "mass", "cyst", "abscess", "fracture")
@@ -70,12 +74,13 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", choices=IMAGES, default=list(IMAGES))
     parser.add_argument("--chat", choices=("standin", "server"), default="standin")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds of the server for each answer")
+    parser.add_argument("--tasks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--of", type=Path, help=argparse.SUPPRESS)  # a child's source
     options = parser.parse_args()
     if options.of:
-        print(json.dumps(curate(options.of, options.chat, options.delay)))
+        print(json.dumps(curate(options.of, options.chat, options.delay, options.tasks)))
         return
     results = []
     for images in options.images:
@@ -99,6 +104,7 @@ def measure(rows: int, images: str, options: argparse.Namespace) -> dict[str, An
         source = Path(scratch, "source")
         write_source(source, rows, IMAGES[images](rows), options.seed)
         typed = [sys.executable, __file__, "--of", str(source), "--chat", options.chat, "--delay", str(options.delay)]
+        typed += ["--tasks", str(options.tasks)]
         done = subprocess.run(typed, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"The curation of {rows} questions ended with {done.returncode}.")
@@ -107,8 +113,8 @@ def measure(rows: int, images: str, options: argparse.Namespace) -> dict[str, An
 
 
 def growth(rows: int, found: dict[str, Any], smaller: dict[str, Any] | None) -> dict[str, Any]:
-    """How much more than for the next smaller source: rows, CPU seconds without the imports, memory."""
-    if smaller is None:
+    """How much more than for the next smaller source, in one process: rows, CPU seconds without the imports, memory."""
+    if smaller is None or "tasks" in found:
         return {}
     whole = ("open_source", "write_blocks", "ask", "weigh", "write", "audit", "card")  # without the steps inside of ask
     work = [sum(one["phases"][name]["cpu_s"] for name in whole) for one in (smaller, found)]
@@ -116,7 +122,7 @@ def growth(rows: int, found: dict[str, Any], smaller: dict[str, Any] | None) -> 
     return {"growth": {name: round(ratio, 2) for name, ratio in ratios.items()}}
 
 
-def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
+def curate(source: Path, chat: str, delay: float, tasks: int) -> dict[str, Any]:
     """Run the command in this process, each phase measured."""
     from mmedpo import cli
     from mmedpo.curation import ask as asking
@@ -143,19 +149,25 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
 
         setattr(module, name, run)
 
-    for name in ("open_source", "write_blocks", "ask", "weigh", "write"):
+    for name in ("open_source", "write_blocks", "weigh", *(("ask", "write") if tasks == 1 else ())):
         measured(whole, name, name)
     measured(asking, "run_step")
     measured(build.audit, "audit", "audit")
     measured(build.cards, "write_dataset_card", "card")
     output = source.with_name("pairs")
     files: Counter[str] = Counter()
+    taken: dict[str, dict[str, int]] = {}
     finish = whole.finish
 
     def counted(curation: Any) -> Any:
         files.update(
             file.relative_to(curation.folder).parts[0] for file in curation.folder.rglob("*") if file.is_file()
         )
+        for log in curation.folder.glob(f"{JOBS}/*-{tasks}/logs/*"):
+            last = log.read_text().splitlines()[-1].replace(",", "")
+            found = zip(("cpu_s", "peak_mb"), map(int, re.findall(r"\d+", last)), strict=True)
+            most = taken.setdefault(log.parts[-3].rpartition("-")[0], {})
+            most.update({what: max(most.get(what, 0), number) for what, number in found})
         return finish(curation)
 
     whole.finish = counted
@@ -163,6 +175,7 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
         models = ["--chat", f"{url}#writer", "--judges", f"{url}#judge", "--judges-below-bar", "go"]
         standins = ["--chat", "standin:rules", "--judges", *JUDGES]
         typed = ["curate", "--source", str(source), "--output", str(output), "--concurrency", str(CONCURRENCY)]
+        typed += ["--tasks", str(tasks)]
         try:
             cli.main([*typed, *(models if url else standins)])
         except SystemExit as ended:
@@ -172,6 +185,7 @@ def curate(source: Path, chat: str, delay: float) -> dict[str, Any]:
     return {
         "pairs": sum(manifest["counts"].values()), "cpu_s": round(time.process_time(), 2),
         "peak_mb": max(phase["peak_mb"] for phase in phases.values()), "phases": phases, "files": dict(files),
+        **({"tasks": taken} if tasks > 1 else {}),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,16 @@ def _failure_of(error: BaseException) -> dict[str, Any]:
     return {"kind": "error", "message": last, "where": where, **system}
 
 
+def _memory() -> str:
+    """Return what to print of this process's largest memory; "" where the system does not say it.
+
+    `getrusage` is of no use: what it says at the start of a process is the memory of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return f", {int(found[1]) // 1024:,} MB of memory at most" if found else ""
+
+
 def _end_with_starter() -> None:
     """End this process and its children when the other end of its standard input is closed."""
     os.read(0, 1)  # sys.stdin has a lock, which a thread must not hold at the end of the process
@@ -222,7 +233,7 @@ def _end_with_starter() -> None:
 
 
 def main(folder: Path, rank: int) -> None:
-    """Run one task of the job in `folder`; on an error, record it and exit with code 1."""
+    """Run one task of the job in `folder`, and print what it took; on an error, record it and exit with code 1."""
     terminal.guard()
     terminal.silence_libraries()
     try:
@@ -237,6 +248,7 @@ def main(folder: Path, rank: int) -> None:
         traceback.print_exc()
         sys.exit(1)
     held.release()
+    terminal.say(f"Finished: {round(time.process_time()):,} s of CPU time{_memory()}.")
 
 
 if __name__ == "__main__":

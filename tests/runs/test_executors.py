@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def test_run_phases_skips_finished_tasks_of_the_same_number_and_digest(tmp_path:
 
     ran = [run(2, "a"), run(2, "a"), run(3, "a"), run(2, "a"), run(1, "a"), run(2, "a"), run(2, "b")]
     assert ran == [4, 0, 6, 2, 2, 4, 4]  # a phase that runs lets later ones run again
+
+
+def test_run_phases_log_of_a_task_ends_with_what_it_took(tmp_path: Path) -> None:
+    starter = bytearray(600 * 2**20)  # whose memory is not the task's
+    run_phases([Phase("ask", partial(works.numbers, tmp_path), 2)], tmp_path, Spread())
+    last = (tmp_path / "jobs/ask-2/logs/00001.log").read_text().splitlines()[-1]
+    found = re.fullmatch(r"Finished: (\d+) s of CPU time, (\d+) MB of memory at most\.", last)
+    assert found and int(found[1]) < 60 and 10 < int(found[2]) < len(starter) / 2**20
 
 
 def test_run_phases_tasks_know_the_hosts_that_only_a_recipe_names(

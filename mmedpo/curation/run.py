@@ -88,10 +88,10 @@ def curate_folder(
 
 def phases(curation: Curation, tasks: int) -> list[Phase]:
     """Return the phases of a curation; with several tasks the models are checked before."""
-    digest = curation.facts["contents"]["source"]
-    checked = [Phase("check", partial(check, curation), gpu=True, digest=digest)] if tasks > 1 else []
+    digest, gpu = curation.facts["contents"]["source"], curation.facts["contents"].keys() > {"source"}
+    checked = [Phase("check", partial(check, curation), gpu=gpu, digest=digest)] if tasks > 1 else []
     return [
-        *checked, Phase("ask", partial(ask, curation), tasks, gpu=True, digest=digest),
+        *checked, Phase("ask", partial(ask, curation), tasks, gpu=gpu, digest=digest),
         Phase("weigh", partial(weigh, curation)), Phase("write", partial(write, curation), tasks),
     ]  # fmt: skip
 

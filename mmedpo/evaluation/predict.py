@@ -67,6 +67,7 @@ def evaluate(
     spread: Spread | None = None,
     accept_unanswered: bool = False,
     judges: Judges | None = None,
+    gpu: bool = True,
 ) -> dict[str, Any]:
     """Answer every question, score the answers, and write an evaluation folder (docs/files.md).
 
@@ -80,6 +81,7 @@ def evaluate(
         spread: where the tasks run that answer, and how many; by default one in this process.
         accept_unanswered: score unanswered questions as '' instead of raising.
         judges: chat models that make some scores.
+        gpu: the model runs in the tasks' processes, on a GPU where there is one.
 
     Returns:
         The content of results.json.
@@ -94,7 +96,7 @@ def evaluate(
     digest = keep(rows, folder / QUESTIONS)
     made = batches(asked.questions, generation)
     tasks, work = min(spread.tasks, len(made)), partial(answer, open_model, asked, made, folder, generation)
-    run_phases([Phase(PHASE, work, tasks, gpu=True)], folder, spread)
+    run_phases([Phase(PHASE, work, tasks, gpu)], folder, spread)
     found = read_answers(folder)
     said = without_open_thoughts({q.id: found.lines[q.id] for q in asked.questions if q.id in found.lines})
     lost = {q.id: found.failures.get(q.id) for q in asked.questions if q.id not in said}

@@ -35,7 +35,9 @@ class Spread:
 
     executor: str = option("local", "Where tasks run: local (this machine), ray or slurm.")
     tasks: int = option(1, "Parts of the work that can run at the same time; 1 works in this process.")
-    workers: int | None = option(None, "Most tasks at the same time; by default one for each GPU, or else CPU.")
+    workers: int | None = option(
+        None, "Most tasks at the same time; by default one for each GPU they use, or else CPU."
+    )
     task_cpus: int = option(1, "CPUs of a task, on Ray and Slurm.")
     task_gpus: int = option(
         0, "GPUs of a task that uses models in its process; 0 takes one where this machine has some."
@@ -70,7 +72,7 @@ class Phase:
 
     Attributes:
         work: called with each rank in [0, tasks), and `tasks`.
-        gpu: its tasks need a GPU, where GPUs are asked for.
+        gpu: its tasks use models in their process, on a GPU where there is one.
         digest: of what it works on; tasks that finished with another one run again.
     """
 
@@ -136,7 +138,7 @@ def run_phases(phases: Sequence[Phase], folder: Path, spread: Spread) -> None:
         forget(folder, [later.name for later in phases[number + 1 :]])  # they used what changes now
         with _progress(job):
             if spread.executor == "local":
-                _run_here(job, spread)
+                _run_here(job, spread, phase.gpu)
             else:
                 _loaded("ray").run(job, spread, spread.task_gpus * phase.gpu)
         job.raise_failures()
@@ -171,9 +173,9 @@ def _progress(job: Job) -> Iterator[None]:
             thread.join()
 
 
-def _run_here(job: Job, spread: Spread) -> None:
-    """Run the unfinished tasks of a job in processes of this machine, each with its own GPUs."""
-    devices = _devices(spread.task_gpus)
+def _run_here(job: Job, spread: Spread, gpu: bool) -> None:
+    """Run the unfinished tasks of a job in processes of this machine, each with its own GPUs if they use some."""
+    devices = _devices(spread.task_gpus) if gpu else []
     workers = spread.workers or len(devices) or os.cpu_count() or 1
     waiting, free = deque(job.unfinished()), deque(range(workers))
     running: dict[int, tuple[int, Popen[bytes]]] = {}  # by slot
@@ -181,8 +183,8 @@ def _run_here(job: Job, spread: Spread) -> None:
         while waiting or running:
             while waiting and free:
                 slot, rank = free.popleft(), waiting.popleft()
-                gpu = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else None
-                running[slot] = rank, job.start(rank, gpu)
+                own = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else None
+                running[slot] = rank, job.start(rank, own)
             time.sleep(POLL)
             for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                 job.ended(*running.pop(slot))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from knowing_judge import digest
 
 from mmedpo.curation import ask as asking
 from mmedpo.curation import blocks
-from mmedpo.curation.run import prepare
+from mmedpo.curation.run import phases, prepare
 from mmedpo.curation.settings import Settings
 from mmedpo.models.chat import ChatRequest
 from mmedpo.models.chat.cache import AHEAD, CachedChat
@@ -53,6 +54,16 @@ def test_blocks_asked_together_have_the_results_of_each_alone(
         found.append({file.name: file.read_bytes() for file in (tmp_path / name / "results").iterdir()})
     assert found[0] == found[1] == found[2] and len(found[0]) == 8
     assert calls[0] == calls[1] and len(set(calls[0])) == len(calls[0]) > 180
+
+
+def test_tasks_use_a_gpu_only_for_models_in_their_process(make_source: MakeSource, tmp_path: Path) -> None:
+    rows = [{"id": "q1", "image": "a.png", "question": "What is seen?", "answer": "mass"}]
+    settings = Settings(make_source(rows), chat="http://127.0.0.1:9/v1#m", judges=["standin:strict"], localizer="none")
+    curation = prepare(settings, tmp_path)
+    local = {**curation.facts["contents"], "judge local:models/judge": "the digest of its files"}
+    with_local = replace(curation, facts={**curation.facts, "contents": local})
+    assert not any(phase.gpu for phase in phases(curation, 2))
+    assert [phase.name for phase in phases(with_local, 2) if phase.gpu] == ["check", "ask"]
 
 
 def test_requests_are_made_as_they_are_sent_and_a_reply_is_stored_before_its_sender_asks_again(

@@ -230,13 +230,15 @@ def drive(folder: Path, executor: str) -> subprocess.Popen[bytes]:
 
 def test_run_phases_tasks_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    run_phases(phases(tmp_path, 4), tmp_path, Spread())
+    work = partial(works.numbers, tmp_path)
+    run_phases([Phase("ask", work, 4, gpu=True)], tmp_path, Spread())
     with pytest.raises(InputError, match="--task-gpus is 3, and this machine offers 2"):
-        run_phases(phases(tmp_path, 2), tmp_path, Spread(task_gpus=3))
-    run_phases(phases(tmp_path, 2), tmp_path, Spread(task_gpus=2))
+        run_phases([Phase("ask", work, 2, gpu=True)], tmp_path, Spread(task_gpus=3))
+    run_phases([Phase("ask", work, 2, gpu=True)], tmp_path, Spread(task_gpus=2))
+    run_phases([Phase("write", work, 2)], tmp_path, Spread(task_gpus=3))  # uses none, and as many tasks as CPUs
     used = [line.split()[1] for line in (tmp_path / "tasks.log").read_text().splitlines()]
     assert set(used[:4]) == {"5", "GPU-7"}
-    assert used[4:] == ["5,GPU-7", "5,GPU-7"]
+    assert used[4:] == ["5,GPU-7"] * 4
 
 
 @pytest.mark.parametrize("spread", [Spread(executor="cloud"), Spread(tasks=0), Spread(workers=0)])

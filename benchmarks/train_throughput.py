@@ -238,7 +238,8 @@ def train(
         "gradient_accumulation_steps": step // batch,
         "max_steps": steps * epochs, "logging_steps": 1, "learning_rate": 1e-4, "bf16": model.dtype == torch.bfloat16,
         "use_cpu": not gpu, "gradient_checkpointing": checkpointing, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True, "max_length": None, "seed": seed, "dataloader_num_workers": 0, **more,
+        "disable_tqdm": True, "max_length": None, "seed": seed, "dataloader_num_workers": 0,
+        "loss_type": ["sigmoid"], **more,
     }  # fmt: skip
     ours = ARMS[arm]
     folders = {key: str(cache / value) for key, value in (ours or {}).items() if isinstance(value, str)}

@@ -150,6 +150,7 @@ def child(data: Path, model: Path, output: Path) -> None:
         "dataset_name": data, "model_name_or_path": model, "output": output, "per_device_train_batch_size": 16,
         "use_peft": "true", "use_cpu": "true", "bf16": "false", "report_to": "none", "dtype": "float32",
         "train_sampling_strategy": "group_by_length", "disable_tqdm": "true", "gradient_checkpointing": "false",
+        "loss_type": "sigmoid",
     }  # fmt: skip
     run.main([word for name, value in settings.items() for word in (f"--{name}", str(value))])
 

@@ -27,8 +27,8 @@ ALONE = {"per_device_train_batch_size": 1}  # TRL's loss for sorted batches is t
     [
         *(({"loss_type": [name]}, {}) for name in ("sigmoid", "ipo", "hinge", "sigmoid_norm", "bco_pair")),
         ({"loss_type": ["robust"], "label_smoothing": 0.1}, {}),
-        ({"label_smoothing": 0.2, **ALONE}, {"loss_type": ["aot_unpaired"]}),
-        ({"ld_alpha": 0.3}, {}),
+        ({"loss_type": ["sigmoid"], "label_smoothing": 0.2, **ALONE}, {"loss_type": ["aot_unpaired"]}),
+        ({"loss_type": ["sigmoid"], "ld_alpha": 0.3}, {}),
         ({**MPO, "ld_alpha": 0.0}, {}),
         (MPO, {}),
     ],
@@ -43,6 +43,16 @@ def test_at_weight_one_and_equal_images_the_loss_is_trls(
     assert trainer.data_collator.share
     assert ours == pytest.approx(losses(make_trainer(rows, DPOTrainer, **{**settings, **theirs})), abs=1e-5)
     assert len(ours) == 3 and len(set(ours)) > 1, "the loss must move for the comparison to mean something"
+
+
+def test_the_default_adds_the_nll_of_the_chosen_side(
+    text_rows: Dataset, make_trainer: Callable[..., DPOTrainer]
+) -> None:
+    default, named, alone = (
+        losses(make_trainer(text_rows, **settings))
+        for settings in ({}, {"loss_type": ["sigmoid", "sft"]}, {"loss_type": ["sigmoid"]})
+    )
+    assert default == named and min(a - b for a, b in zip(default, alone, strict=True)) > 0.1
 
 
 def soft(x: float) -> float:

@@ -106,11 +106,15 @@ def analyse(folder: Path, part: str) -> dict[str, Any]:
             if outcome == PRIMARY_OUTCOME:
                 entry[outcome]["by_world"] = dict(zip(map(str, worlds), values, strict=True))
             if name != "start":
-                for label, other in (("to_control", control(name)), ("to_start", "start")):
+                others = {"to_control": control(name), "to_start": "start"}
+                if control(name) not in ("none", "start"):
+                    others["to_none"] = "none"
+                for label, other in others.items():
                     if found := compared(runs, name, other, outcome):
                         entry[outcome][label] = found
-                if name != shared_rate(name) and (found := compared(one_rate, name, control(name), outcome)):
-                    entry[outcome]["to_control_at_one_rate"] = found
+                    again = compared(one_rate, name, other, outcome)
+                    if again and other != "start" and name != shared_rate(name):
+                        entry[outcome][f"{label}_at_one_rate"] = again
         arms[name] = entry
     peak = max((one["peak_mb"] for worlds in runs.values() for one in worlds.values() if "peak_mb" in one), default=0)
     tables: dict[str, Any] = {"peak_mb_of_a_worker": peak, "arms": arms}

@@ -9,6 +9,7 @@ from phantom_study.trials import STEPS, Arm
 
 TUNING_WORLDS = (900, 901)  # for learning rates; no result is read from them
 SEEDS = {"main": 10, "factors": 5}
+LONGER = 3 * STEPS // 2
 SLOW = (2e-4, 5e-4, 1e-3)  # rates tried without the NLL, with which the quickstart's rates destroy answers
 
 MAIN = {
@@ -37,7 +38,8 @@ FACTORS = {
     "both step 1000": replace(_BOTH, step=1000),
     "both balance": replace(_BOTH, also="balance"),
     "both symmetric": replace(_BOTH, also="symmetric"),
-    "both longer": replace(_BOTH, steps=3 * STEPS // 2),  # as many text pairs as "none" sees
+    "none longer": Arm(steps=LONGER),
+    "both longer": replace(_BOTH, steps=LONGER),  # as many text pairs as "none" sees
     "free gold": _FREE,
     "free corrected": replace(_FREE, chosen="corrected"),
     "dpo none": _DPO,
@@ -52,8 +54,8 @@ PARTS = {"main": MAIN, "factors": {**{name: MAIN[name] for name in REPEATED}, **
 CONTROLS = {  # of the others: "none"
     "none": "start",
     **{name: "both none" for name in {**MAIN, **FACTORS} if name.startswith("both ") and name != "both none"},
-    "free corrected": "free gold", "dpo rescale oracle": "dpo none", "dpo strong oracle": "dpo none",
-    "warm strong oracle": "warm none",
+    "both longer": "none longer", "free corrected": "free gold", "dpo rescale oracle": "dpo none",
+    "dpo strong oracle": "dpo none", "warm strong oracle": "warm none",
 }  # fmt: skip
 PRIMARY = (  # arm, control
     ("rescale oracle", "none"), ("rescale rank .6", "none"), ("strong oracle", "none"), ("strong rank .6", "none"),

@@ -36,6 +36,7 @@ FACTORS = {
     "both whole": replace(_BOTH, detector="whole"),
     "both step 500": replace(_BOTH, step=500),
     "both step 1000": replace(_BOTH, step=1000),
+    "both grid 16": replace(_BOTH, grid=16),  # noise in cells of 5 pixels
     "both balance": replace(_BOTH, also="balance"),
     "both symmetric": replace(_BOTH, also="symmetric"),
     "none longer": Arm(steps=LONGER),

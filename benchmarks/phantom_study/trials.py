@@ -52,7 +52,7 @@ class Arm:
         weights: a method of `judges.weigh`; "none" needs no judge.
         losses: "both" (preference loss and NLL), "dpo" or "sft" alone.
         style, chosen: "match" or "free"; "gold" or "corrected".
-        detector, step: of `world.visual_pairs`.
+        detector, step, grid: of `world.visual_pairs`.
         also: "balance", "symmetric" or "".
         steps: of training.
         warm: steps of supervised training on the chosen responses before (a start by SFT).
@@ -68,6 +68,7 @@ class Arm:
     chosen: str = "gold"
     detector: str = "mixed"
     step: int = 800
+    grid: int | None = None
     also: str = ""
     steps: int = STEPS
     warm: int = 0
@@ -84,7 +85,7 @@ def pairs_of(arm: Arm, asked: Sequence[Question], seed: int) -> tuple[list[tuple
     text = text_pairs(asked, rng[0])
     if arm.style == "free":
         text = in_style(text, arm.chosen)
-    visual = visual_pairs(asked, rng[1], arm.detector, arm.step)
+    visual = visual_pairs(asked, rng[1], arm.detector, arm.step, arm.grid)
     if arm.also == "balance":
         visual = balanced(visual, rng[2])
     if arm.also == "symmetric":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedpo.curation.noise import box_mask, diffuse
+from mmedpo.curation.noise import box_mask, corrupt
 from mmedpo.data.samples import Box
 from mmedpo.quickstart import phantom
 
@@ -206,19 +206,21 @@ def in_style(pairs: Sequence[Pair], chosen: str) -> list[Pair]:
 
 
 def visual_pairs(
-    asked: Sequence[Question], rng: np.random.Generator, detector: str = "mixed", step: int = 800
-) -> list[Pair]:
+    asked: Sequence[Question], rng: np.random.Generator, detector: str = "mixed", step: int = 800,
+    grid: int | None = None,
+) -> list[Pair]:  # fmt: skip
     """Return a pair of each question about lesions: the same answer, and the image noised where the detector says.
 
     Args:
         detector: "hit" (the lesions' boxes), "missed" (boxes of their size that touch no lesion), "whole" (all of the
             image), or "mixed": of boxes a share of `MISSES` misses, of `HALVES` is shifted by half.
         step: of the diffusion noise, 1 to 1000.
+        grid: `pixels` of `corrupt`.
     """
-    return [_visual(question, rng, detector, step) for question in asked if question.lesions]
+    return [_visual(question, rng, detector, step, grid) for question in asked if question.lesions]
 
 
-def _visual(question: Question, rng: np.random.Generator, detector: str, step: int) -> Pair:
+def _visual(question: Question, rng: np.random.Generator, detector: str, step: int, grid: int | None) -> Pair:
     pixels = question.shown.pixels
     height, width = pixels.shape
     lesion = box_mask([_as_box(one.box) for one in question.lesions], height, width)
@@ -235,7 +237,8 @@ def _visual(question: Question, rng: np.random.Generator, detector: str, step: i
                 box = (box[0], box[1] + box[3] / 2 * (1 if box[1] < height / 2 else -1), *box[2:])
             found |= box_mask([_as_box(box)], height, width)
     covered = float((found & lesion).sum() / lesion.sum())
-    return Pair(question, question.answer, noised=diffuse(pixels, found, step, rng), covered=covered)
+    noised = corrupt(pixels, found, "diffusion", rng, step, pixels=grid)
+    return Pair(question, question.answer, noised=noised, covered=covered)
 
 
 def _elsewhere(shown: Shown, box: tuple[float, ...], rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -88,7 +88,8 @@ def curate_folder(
 
 def phases(curation: Curation, tasks: int) -> list[Phase]:
     """Return the phases of a curation; with several tasks the models are checked before."""
-    digest, gpu = curation.facts["contents"]["source"], curation.facts["contents"].keys() > {"source"}
+    contents = curation.facts["contents"]
+    digest, gpu = contents["source"], contents.keys() > {"source"}  # models with files run in the tasks
     checked = [Phase("check", partial(check, curation), gpu=gpu, digest=digest)] if tasks > 1 else []
     return [
         *checked, Phase("ask", partial(ask, curation), tasks, gpu=gpu, digest=digest),

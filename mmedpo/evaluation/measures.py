@@ -84,7 +84,7 @@ def _answers(settings: Settings, run: Run, record: dict[str, Any]) -> dict[str, 
             run,
             run.accept_unanswered,
             judges,
-            not settings.is_endpoint,
+            gpu=not settings.is_endpoint,
         )
 
 

@@ -145,7 +145,7 @@ class MMedPOConfig(DPOConfig):
     """`trl.DPOConfig` with MMedPO's settings, and without those its loss does not have.
 
     Differences from the parent: `loss_type` takes `LOSS_TYPES` only, new among them "mdpo_anchor" and "tdpo_kl", and is
-    by default "sigmoid" and "sft", since "sigmoid" alone made answers worse (docs/study.md). "sft" is the mean over
+    by default "sigmoid" and "sft", since "sigmoid" alone was worse than both (docs/study.md). "sft" is the mean over
     pairs of each chosen side's mean token NLL; TRL's mean over the batch's tokens depends on the batch size.
     `label_smoothing` applies to "sigmoid" too (conservative DPO), where TRL ignores it. `max_length` is None, since
     cutting a row may cut its image tokens. `train_sampling_strategy` "group_by_length" also groups by kind of pair. The
@@ -154,7 +154,7 @@ class MMedPOConfig(DPOConfig):
 
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid", "sft"],
-        metadata={"help": "Losses of a pair, summed with loss_weights (docs/training.md)."},
+        metadata={"help": f"Losses of a pair, summed with loss_weights: one or several of {', '.join(LOSS_TYPES)}."},
     )
     weighted: bool = field(
         default=True,

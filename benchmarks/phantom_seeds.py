@@ -1,8 +1,9 @@
-"""The quickstart over several seeds and all arms, as a table of differences to each seed's start.
+"""The quickstart over several seeds and all arms: differences to each seed's start, and visual reliance beside `text`.
 
 Run     python benchmarks/phantom_seeds.py --seeds 0 1 2 --output runs/seeds
-Writes  runs/seeds/SEED/ (a whole quickstart each; finished ones are not run again) and prints a Markdown table of the
-        differences to each seed's own starting model, with 95 % paired-bootstrap intervals over images.
+Writes  runs/seeds/SEED/ (a whole quickstart each; finished ones are not run again) and prints two Markdown
+        tables: differences to each seed's own starting model, and the accuracy that is lost with the lesion noised,
+        with differences to text pairs alone; with 95 % paired-bootstrap intervals over images.
 """
 
 import argparse
@@ -12,7 +13,10 @@ from pathlib import Path
 
 from mmedpo.runs.json_files import read_json
 
-METRICS = ("overall_accuracy", "closed_accuracy", "open_recall")
+TABLES = {
+    "results": ("overall_accuracy", "closed_accuracy", "open_recall", "rouge_l"),
+    "reliance/comparison": ("accuracy_drop_lesion_noise", "accuracy_original", "accuracy_lesion_noise"),
+}
 
 
 def main() -> None:
@@ -22,8 +26,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    print("| seed | arm | " + " | ".join(f"{name}: value (difference to the start)" for name in METRICS) + " |")
-    print("|---" * (2 + len(METRICS)) + "|")
     for seed in arguments.seeds:
         folder = arguments.output / str(seed)
         if not (folder / "report.html").exists():
@@ -33,10 +35,15 @@ def main() -> None:
                     [sys.executable, *command, "--split", arguments.split, "--resume"],
                     check=True, stdout=log, stderr=subprocess.STDOUT,
                 )  # fmt: skip
-        comparison = read_json(folder / "results" / "comparison.json")
-        for arm in comparison["runs"]:
-            cells = [cell(comparison["metrics"][name][arm]) for name in METRICS]
-            print(f"| {seed} | {arm} | " + " | ".join(cells) + " |", flush=True)
+    for measure, metrics in TABLES.items():
+        print("| seed | arm | " + " | ".join(f"{name}: value (difference)" for name in metrics) + " |")
+        print("|---" * (2 + len(metrics)) + "|")
+        for seed in arguments.seeds:
+            comparison = read_json(arguments.output / str(seed) / measure / "comparison.json")
+            for arm in comparison["runs"]:
+                cells = [cell(comparison["metrics"][name][arm]) for name in metrics]
+                print(f"| {seed} | {arm} | " + " | ".join(cells) + " |")
+        print()
 
 
 def cell(entry: dict[str, float]) -> str:

@@ -112,7 +112,7 @@ def quickstart(
     scale: Annotated[
         float, typer.Option("--scale", help="Size of corpus and training, in (0, 1]; below 1, results are unreliable.")
     ] = 1.0,
-    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train on each kind of pair alone.")] = False,
+    all_arms: Annotated[bool, typer.Option("--all-arms", help="Also train on lesion pairs alone.")] = False,
     split: Annotated[
         str, typer.Option("--split", help="Evaluated split: test, or validation while choosing settings.")
     ] = "test",
@@ -123,8 +123,9 @@ def quickstart(
     from mmedpo.experiments.chain import Chain
     from mmedpo.quickstart.demonstration import run
 
-    table = run(output, Chain(invoke, resume), seed, scale, all_arms, split)
+    table, reliance = run(output, Chain(invoke, resume), seed, scale, all_arms, split)
     print_table(table)
+    console.print(reliance)
     console.print(f"Adapter, dataset, results and report: {output} (open {output / 'report.html'})")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-RUNS = ("start", "mmedpo", "dpo", "supervised")
+RUNS = ("start", "mmedpo", "dpo", "supervised", "text")
 
 
 def quickstart(output: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -84,6 +84,17 @@ def test_every_run_is_evaluated_and_compared(output: Path) -> None:
     assert len(sizes) == 1 and sizes.pop() > 0
     comparison = read(output / "results" / "comparison.json")
     assert comparison["baseline"] == "start" and set(comparison["runs"]) == set(RUNS)
+
+
+def test_what_lesion_pairs_change_is_measured_beside_as_many_steps_without_them(output: Path) -> None:
+    steps = {name: read(output / name / "trainer_state.json")["global_step"] for name in ("adapter", "controls/text")}
+    assert len(set(steps.values())) == 1
+    kinds = {name: set(read(output / name / "training.json")["rows"]) for name in steps}
+    assert kinds == {"adapter": {"hallucinated_response", "lesion_noise"}, "controls/text": {"hallucinated_response"}}
+    comparison = read(output / "reliance" / "comparison" / "comparison.json")
+    assert comparison["baseline"] == "text" and set(comparison["runs"]) == set(RUNS)
+    lost = 100 * comparison["metrics"]["accuracy_drop_lesion_noise"]["mmedpo"]["value"]
+    assert f"answers lose {lost:.1f} points".replace("-", "−") in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_report_is_one_file(output: Path) -> None:

@@ -123,9 +123,11 @@ def exchange(
         raise InputError("Give either --to TOOL with --output FOLDER, or --from FILE.")
     pairs = Pairs(dataset)
     if export is not None:
-        found = run.verdicts(pairs, export)
+        found, undecided = run.verdicts(pairs, export)
         file = Verdicts(verdicts or beside(dataset))
         console.print(f"{file.file}: {file.append(found):,} new of {counted(found)}", soft_wrap=True)
+        if undecided:
+            console.print(f"Left out: {number_of(undecided, 'annotations')} skipped or without a decision.")
     elif to is not None and output is not None:
         places = pairs.chosen(order, kind or (), task or (), first, seed)
         run.export(pairs, places, to, output)

@@ -48,8 +48,10 @@ def export(pairs: Pairs, places: Sequence[int], tool: str, output: Path) -> None
             (folder / credentialed.MARKER).touch()
 
 
-def verdicts(pairs: Pairs, file: Path) -> list[Verdict]:
-    """Return the verdicts of a tool's export; which tool it was is seen by its keys.
+def verdicts(pairs: Pairs, file: Path) -> tuple[list[Verdict], int]:
+    """Return the verdicts of a tool's export, and how many annotations were skipped or have no decision.
+
+    Which tool it was is seen by its keys.
 
     Raises:
         InputError: no such file, or not a list of tasks or records that `export` made.
@@ -60,19 +62,20 @@ def verdicts(pairs: Pairs, file: Path) -> list[Verdict]:
         raise InputError(f"{file} cannot be read: {error}. Export JSON from Label Studio or Argilla.") from None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise InputError(f"{file} is no list of tasks or records. Export JSON from Label Studio or Argilla.")
-    made: list[Verdict] = []
+    given: list[Verdict | None] = []
     for number, one in enumerate(found):
         try:
-            made += _of_task(pairs, one) if "data" in one else _of_record(pairs, one)
+            given += _of_task(pairs, one) if "data" in one else _of_record(pairs, one)
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise InputError(
                 f"{file}: entry {number + 1} was not made by `mmedpo exchange` ({error}). Export whole entries."
             ) from None
+    made = [one for one in given if one]
     if faults := [*_edit_faults(pairs, made)]:
         raise InputError(f"{file}: edits make no pair. Correct them in the tool, and export again:", faults)
-    return made
+    return made, len(given) - len(made)
 
 
 def _edit_faults(pairs: Pairs, made: Sequence[Verdict]) -> Iterator[Fault]:
@@ -155,13 +158,14 @@ def _config(labels: Sequence[str]) -> str:
 """
 
 
-def _of_task(pairs: Pairs, task: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Yield the verdicts of a Label Studio task, one an annotation; what was skipped is none.
+def _of_task(pairs: Pairs, task: Mapping[str, Any]) -> Iterator[Verdict | None]:
+    """Yield the verdicts of a Label Studio task, one an annotation, None where it was skipped.
 
     An annotation without boxes leaves them as they are, since it need not have begun from the prediction.
     """
     for given in task.get("annotations") or []:
         if given.get("was_cancelled"):
+            yield None
             continue
         found: dict[str, Any] = {}
         boxes: list[dict[str, Any]] = []
@@ -240,8 +244,8 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
             "responses": {}, "vectors": {}}  # fmt: skip
 
 
-def _of_record(pairs: Pairs, record: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Yield the verdicts of an Argilla record, one a user who gave a decision."""
+def _of_record(pairs: Pairs, record: Mapping[str, Any]) -> Iterator[Verdict | None]:
+    """Yield the verdicts of an Argilla record, one a user, None where there is no decision."""
     data, by_user = {"row": record["id"], "digest": record["metadata"]["digest"]}, dict[str, dict[str, Any]]()
     for name, given in (record.get("responses") or {}).items():
         for one in given:
@@ -249,8 +253,7 @@ def _of_record(pairs: Pairs, record: Mapping[str, Any]) -> Iterator[Verdict]:
     for user, found in by_user.items():
         if found.get("relevance") is not None:
             found["relevance"] /= STEPS
-        if "decision" in found:
-            yield _verdict(pairs, data, f"Argilla {user}", "", found)
+        yield _verdict(pairs, data, f"Argilla {user}", "", found) if "decision" in found else None
 
 
 def _verdict(

@@ -26,8 +26,6 @@ QUESTIONS = [
     {"id": "side", "question": "Is the effusion on the right or on the left?", "answer": "right", "boxes": [BOX]},
     {"id": "place", "question": "Where is the nodule?", "answer": "left lower lobe", "boxes": [BOX]},
     {"id": "kind", "question": "What is seen in the pleural space?", "answer": "Fluid"},
-    {"id": "plane", "question": "In which plane is this image?", "answer": "Axial"},
-    {"id": "normal", "report": "The lungs are clear. There is no effusion."},
     {"id": "nodule", "report": "There is a small nodule in the left lower lobe. The heart is normal in size."},
 ]
 SCHEMA = {
@@ -36,12 +34,12 @@ SCHEMA = {
     "required": ["place", "score"],
     "additionalProperties": False,
 }
-# `mmedpo curate` with a judge check of every fifth pair, to save a minute.
+# `mmedpo curate` with a judge check of every eighth pair, to save a minute.
 COMMAND = """
 import sys
 from mmedpo import cli
 from mmedpo.curation import judge_check
-few = judge_check.pairs()[::5]
+few = judge_check.pairs()[::8]
 judge_check.pairs = lambda: few
 cli.main(sys.argv[1:])
 """
@@ -71,14 +69,14 @@ def test_curate_with_a_real_model(real_chat: str, make_source: MakeSource, tmp_p
         *("--judges-below-bar", "go"),
     ]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as killed:
-        while killed.poll() is None and len(answered(cache)) < 10:  # 8 of the judge check
+        while killed.poll() is None and len(answered(cache)) < 7:  # 5 of the judge check
             time.sleep(0.02)
         os.kill(killed.pid, signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL and not output.exists(), (tmp_path / "log").read_text()
     before = answered(cache)
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert "Judge check on 8 pairs of known severity, panel: Spearman " in resumed.stderr
+    assert "Judge check on 5 pairs of known severity, panel: Spearman " in resumed.stderr
     after = answered(cache)
     written = {key: call for key, call in before.items() if '"answer"' in call["text"]}
     assert written and written == {key: after[key] for key in written}  # unreadable judgements are asked anew

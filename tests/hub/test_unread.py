@@ -30,11 +30,12 @@ READ = """
         "files": lambda name: hub_folder(Hub(name, None), ["*"]),
     }
     said = {}
-    for kind, read in readers.items():
-        try:
-            read(sys.argv[1])
-        except InputError as error:
-            said[kind] = str(error)
+    for name in sys.argv[1:]:
+        for kind, read in readers.items():
+            try:
+                read(name)
+            except InputError as error:
+                said.setdefault(name, {})[kind] = str(error)
     say(said)
 """
 
@@ -44,57 +45,58 @@ def put(hub: Hub, name: str, **properties: object) -> None:
         hub.put(name, {"README.md": b"# Mine\n", "config.json": b"{}"}, kind=kind, **properties)
 
 
-def test_what_is_not_there_or_not_to_be_seen_asks_for_a_name_or_a_login(hub: Hub) -> None:
+def test_what_is_not_there_hidden_gated_or_lacking_is_said_by_its_reader(hub: Hub) -> None:
     put(hub, "other/secret", private=True)
-    for name, token in (("other/nothing", "write"), ("other/secret", "")):
-        said = hub.ask(READ, name, token=token)
-        assert "doesn't exist on the Hub or cannot be accessed" in said.pop("dataset")
-        assert list(said) == ["adapter", "model", "files"]
-        assert all("Neither a folder nor an accessible repository has this name" in it for it in said.values())
-
-
-def test_a_gate_is_said(hub: Hub) -> None:
     put(hub, "other/gated", gated="auto")
-    said = hub.ask(READ, "other/gated")
-    assert "gated" in said.pop("dataset") and list(said) == ["adapter", "model", "files"]
-    assert all("is gated (Access to" in it and "request access" in it for it in said.values())
-
-
-def test_what_a_repository_lacks_is_said_by_its_reader(hub: Hub) -> None:
     put(hub, "user/other")
-    said = hub.ask(READ, "user/other")
-    assert "'adapter_config.json' at 'user/other'. Give the folder or Hub id of an adapter." in said["adapter"]
-    assert "Unrecognized model" in said["model"] and "files" not in said
+    said = hub.ask(READ, "other/nothing", "other/gated", "user/other")
+    said |= hub.ask(READ, "other/secret", token="")
+    for name in ("other/nothing", "other/secret"):
+        assert "doesn't exist on the Hub or cannot be accessed" in said[name].pop("dataset")
+        assert list(said[name]) == ["adapter", "model", "files"]
+        assert all("Neither a folder nor an accessible repository has this name" in it for it in said[name].values())
+
+    assert "gated" in said["other/gated"].pop("dataset")
+    assert list(said["other/gated"]) == ["adapter", "model", "files"]
+    assert all("is gated (Access to" in it and "request access" in it for it in said["other/gated"].values())
+
+    lacking = said["user/other"]
+    assert "'adapter_config.json' at 'user/other'. Give the folder or Hub id of an adapter." in lacking["adapter"]
+    assert "Unrecognized model" in lacking["model"] and "files" not in lacking
 
 
 def test_a_repository_of_gguf_files_names_a_server(hub: Hub) -> None:
-    for number, files in enumerate(({}, {"config.json": b'{"model_type": "llama"}'})):
-        hub.put(f"user/m{number}-GGUF", {"README.md": b"", "m-Q4.gguf": b"GGUF", "m-Q8.gguf": b"GGUF", **files})
-        said = hub.ask(
-            """
-            from mmedpo.models import vision_language as models
-            from mmedpo.errors import InputError
+    names = ["user/m0-GGUF", "user/m1-GGUF"]
+    for name, files in zip(names, ({}, {"config.json": b'{"model_type": "llama"}'}), strict=True):
+        hub.put(name, {"README.md": b"", "m-Q4.gguf": b"GGUF", "m-Q8.gguf": b"GGUF", **files})
+    said = hub.ask(
+        """
+        from mmedpo.models import vision_language as models
+        from mmedpo.errors import InputError
+        said = {}
+        for name in sys.argv[1:]:
             for read in (models.load_tokenizer, models.load_model):
                 try:
-                    read(sys.argv[1])
+                    read(name)
                 except InputError as error:
-                    say(str(error))
-                    break
-            """,
-            f"user/m{number}-GGUF",
-        )
-        assert f"`llama-server -hf user/m{number}-GGUF`" in said and "http://localhost:8080/v1#m-Q4" in said
+                    said.setdefault(name, str(error))
+        say(said)
+        """,
+        *names,
+    )
+    for name in names:
+        assert f"`llama-server -hf {name}`" in said[name] and "http://localhost:8080/v1#m-Q4" in said[name]
 
 
 @pytest.mark.slow  # the Hub's clients wait two minutes before they give up
 def test_without_a_way_there_it_is_said(hub: Hub) -> None:
-    away = hub.ask(READ, "user/other", HF_ENDPOINT="http://127.0.0.1:9")
+    away = hub.ask(READ, "user/other", HF_ENDPOINT="http://127.0.0.1:9")["user/other"]
     assert "Couldn't reach 'user/other' on the Hub" in away.pop("dataset") and len(away) == 3
     assert all("the connection failed (ConnectError" in it and "half-published" not in it for it in away.values())
 
 
 def test_offline_it_is_said(hub: Hub) -> None:
-    offline = hub.ask(READ, "user/other", HF_HUB_OFFLINE="1")
+    offline = hub.ask(READ, "user/other", HF_HUB_OFFLINE="1")["user/other"]
     for kind in ("adapter", "files"):
         assert "HF_HUB_OFFLINE is set, and it is not in the cache" in offline[kind]
     here = "the folder does not exist, HF_HUB_OFFLINE is set, and it is not in the cache. Check the name"

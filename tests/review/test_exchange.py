@@ -29,10 +29,11 @@ def exported(run: Any, pairs: Pairs, tool: str) -> Path:
     return Path(tool)
 
 
-def imported(run: Any, pairs: Pairs, given: Any) -> list[Verdict]:
+def imported(run: Any, pairs: Pairs, given: Any, undecided: int = 0) -> list[Verdict]:
     Path("export.json").write_text(json.dumps(given))
     code, said = run("exchange", pairs.folder, "--from", "export.json")
     assert code == 0, said
+    assert said.count("Left out") == said.count(f"Left out: {undecided} annotation") == bool(undecided)
     return Verdicts(pairs.folder.with_name("pairs.verdicts.jsonl")).all()
 
 
@@ -63,14 +64,14 @@ def test_label_studio_tasks_come_back_as_verdicts(pairs: Pairs, run: Any) -> Non
     ]  # fmt: skip
     given = [{**task, "annotations": one} for task, one in zip(tasks, annotations, strict=True)]
     given.append({"data": {"row": "gone", "digest": "d"}, "annotations": [{"completed_by": 2, "result": [decided]}]})
-    edited, boxed, rejected, gone = imported(run, pairs, given)
+    edited, boxed, rejected, gone = imported(run, pairs, given, undecided=1)
     assert (edited.reviewer, edited.relevance, edited.seconds) == ("Label Studio a@clinic", 0.7, 3.5)
     assert edited.before == {"chosen": "a nodule"} and edited.after == {"chosen": "a small nodule"}
     assert edited.digest == digest(pairs.read(0))
     assert boxed.after == {"boxes": [{"label": "nodule", "x": 32, "y": 16, "width": 16, "height": 16, "confidence": 1}]}
     assert (rejected.decision, rejected.reason, rejected.after) == ("reject", "blurred – 肺", {})
     assert gone.row == "gone"
-    assert len(imported(run, pairs, given)) == 4  # the same export twice
+    assert len(imported(run, pairs, given, undecided=1)) == 4  # the same export twice
 
 
 def test_argilla_records_come_back_as_verdicts(pairs: Pairs, run: Any) -> None:
@@ -85,7 +86,7 @@ def test_argilla_records_come_back_as_verdicts(pairs: Pairs, run: Any) -> None:
         "reason": [{"value": "both right", "user_id": "u2"}],
     }
     records[1]["responses"] = {"reason": [{"value": "no decision", "user_id": "u1"}]}
-    first, second = imported(run, pairs, records)
+    first, second = imported(run, pairs, records, undecided=1)
     assert (first.reviewer, first.decision, first.relevance) == ("Argilla u1", "accept", 0.7)
     assert first.after == {"rejected": "a mass"}
     assert (second.decision, second.reason, second.after) == ("reject", "both right", {})

@@ -22,20 +22,20 @@ def test_a_limit_of_nothing_is_refused(name):
 
 
 def test_requests_are_spread_over_the_minute(chat_server, endpoint, ask):
-    endpoint(pace=Pace(600), concurrency=8).complete([ask(str(i)) for i in range(21)])
+    endpoint(pace=Pace(300), concurrency=8).complete([ask(str(i)) for i in range(11)])
     times = [received.at for received in chat_server.received]
-    assert times[-1] - times[0] == pytest.approx(20 * 60 / 600, rel=0.05)
-    assert all(later - earlier > 0.05 for earlier, later in pairwise(times))  # no bursts
+    assert times[-1] - times[0] == pytest.approx(10 * 60 / 300, rel=0.1)
+    assert all(later - earlier > 0.05 for earlier, later in pairwise(times))  # no bursts, on a busy machine too
 
 
 def test_retries_and_other_clients_share_the_pace(chat_server, endpoint, ask):
     chat_server.script = [Answer("no", 500)] * 3
-    pace = Pace(1200)
+    pace = Pace(600)
     endpoint(pace=pace).complete([ask()])
     endpoint(pace=pace, model="other").complete([ask(), ask()])
     times = [received.at for received in chat_server.received]
     assert len(times) == 3 + 1 + 2
-    assert times[-1] - times[0] == pytest.approx(5 * 60 / 1200, rel=0.1)
+    assert times[-1] - times[0] == pytest.approx(5 * 60 / 600, rel=0.2)
 
 
 def test_a_batch_that_ends_does_not_wait_for_its_turn(chat_server, endpoint, ask):

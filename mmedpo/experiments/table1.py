@@ -193,7 +193,8 @@ def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: s
     """Make the table; return its rows, headings first.
 
     Writes `datasets/NAME`, `ARM/seed-N/adapter` and `evaluation`, `comparison` (as `mmedpo compare`), `table1.json`,
-    `table1.md` and `table1.tex`. A resumed table may have more seeds, arms and datasets than it was begun with.
+    `table1.md` and `table1.tex`. A resumed table may have more seeds, arms and datasets than it was begun with, and
+    other options of those that failed.
 
     Raises:
         InputError: the recipe or an option is wrong, found before anything runs; or as the commands.
@@ -224,16 +225,33 @@ def run(recipe: Path, output: Path, settings: Settings, chain: Chain, command: s
 
 
 def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the seeds, arms and datasets that a table begun before does not have yet."""
+    """Return settings as a table begun before may have them.
+
+    Seeds, arms and datasets that it does not have yet are left out; arms and datasets of which nothing is finished are
+    as they were, so that a failed one can be corrected.
+    """
     if not (output / SETTINGS).exists():
         return {**settings}
     before = read_object(output / SETTINGS)
     seeds = [seed for seed in before.get("seeds", []) if seed in settings["seeds"]]
     own = {
-        entries: {name: options for name, options in settings[entries].items() if name in before.get(entries, {})}
+        entries: {
+            name: settings[entries][name] if _is_made(output, entries, name) else options
+            for name, options in before.get(entries, {}).items()
+            if name in settings[entries] or not _is_made(output, entries, name)
+        }
         for entries in ("datasets", "arms")
     }
     return {**settings, **own, "seeds": seeds}
+
+
+def _is_made(output: Path, entries: str, name: str) -> bool:
+    """Return True where a dataset, or an adapter of an arm, is finished."""
+    folder = _folder(name)
+    if entries == "arms":
+        return any((output / folder).glob("seed-*/adapter"))
+    made = re.compile(rf"{re.escape(folder)}(-seed-\d+)?")
+    return any(made.fullmatch(one.name) for one in (output / entries).glob("*"))
 
 
 def _written(

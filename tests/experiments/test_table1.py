@@ -159,7 +159,7 @@ def test_a_killed_table_is_finished_and_gets_another_seed(
         table1.run(recipe, tmp_path / "out", replace(settings, seeds=[1, 2]), Chain(invoke, resume=True))
 
 
-def test_a_table_grows_by_arms_and_keeps_those_that_it_has(tmp_path: Path) -> None:
+def test_a_table_grows_by_arms_and_keeps_those_that_are_made(tmp_path: Path) -> None:
     def begun(**changes: Any) -> dict[str, Any]:
         plan = table1.read(written(tmp_path, **changes))
         arms = {name: {"dataset": arm.dataset, **arm.options} for name, arm in plan.arms.items()}
@@ -167,6 +167,8 @@ def test_a_table_grows_by_arms_and_keeps_those_that_it_has(tmp_path: Path) -> No
 
     first = begun()
     write_json(tmp_path / "settings.json", first)
+    for made in ("datasets/pairs", "datasets/from-sft-seed-0", "sft/seed-0/adapter", "sft-mmedpo/seed-0/adapter"):
+        (tmp_path / made).mkdir(parents=True)
     more = begun(
         datasets={**TABLE["datasets"], "crops": {"noise": "crop"}}, arms={"DPO": {"dataset": "crops"}, **TABLE["arms"]}
     )
@@ -175,3 +177,20 @@ def test_a_table_grows_by_arms_and_keeps_those_that_it_has(tmp_path: Path) -> No
     assert table1._begun(tmp_path, changed) == changed  # and `open_chain` refuses it
     fewer = begun(arms={"SFT": TABLE["arms"]["SFT"]})
     assert table1._begun(tmp_path, fewer) == fewer
+
+
+def test_an_arm_that_failed_is_corrected(
+    asked: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mmedpo"])
+    arms, settings = {"SFT": TABLE["arms"]["SFT"]}, table1.Settings(str(tiny_model), asked, [0])
+    failing = written(tmp_path, datasets={}, arms={**arms, "Then": {**arms["SFT"], "dataset_split": "none"}})
+    chain = Chain(experiments.invoke, resume=True)
+    with pytest.raises(InputError, match="'none'"):
+        table1.run(failing, tmp_path / "out", settings, chain)
+    corrected = written(tmp_path, datasets={}, arms={**arms, "Then": {**arms["SFT"], "beta": 0.2}})
+    table = table1.run(corrected, tmp_path / "out", settings, chain)
+    assert [row[0] for row in table] == ["method", "start", "SFT", "Then"]
+    changed = written(tmp_path, datasets={}, arms={**arms, "Then": {**arms["SFT"], "beta": 0.3}})
+    with pytest.raises(InputError, match=r"arms\.Then\.options\.beta: 0\.2 -> 0\.3"):
+        table1.run(changed, tmp_path / "out", settings, chain)

@@ -156,11 +156,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 
 def templates(runs: Sequence[Run]) -> list[str]:
-    """Return how varied the reports of each run are, where those of some run are few (`variety.are_few`)."""
-    if not any(variety.are_few(run.results["metrics"]) for run in runs):
-        return []
-    known = ((run.name, variety.described(run.results["metrics"])) for run in runs)
-    return [f"{name!r} has {found}" for name, found in known if found]
+    """Return how varied the reports of the runs are, where those of some run are few (`variety.are_few`)."""
+    found = variety.compared([(run.name, run.results["metrics"]) for run in runs])
+    return [found] if found else []
 
 
 def definitions(run: Run, left_out: Collection[str] = ()) -> Row:

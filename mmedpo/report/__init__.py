@@ -105,11 +105,11 @@ def write_report(
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=wording.summary(comparison),
         notices=[
-            *notices(manifest, *trained.values(), *trained_on),
+            *notices(manifest, *trained.values(), *trained_on, *evaluations.values()),
             *_seen(comparison),
+            *notes,
             *unread.warnings(comparison),
             *(f"{said}." for said in comparison.get("templates", ())),
-            *notes,
         ],
         comparison=comparison,
         main_run=wording.main_run(comparison),

@@ -81,6 +81,15 @@ def test_templates_are_said_at_the_top_of_the_page(recorded: dict[str, Any], tmp
     assert -1 < text.find("has 4 distinct reports in 590.") < text.find("<table")
 
 
+def test_phantoms_are_said_where_the_page_knows_evaluations_alone(tmp_path: Path) -> None:
+    found = comparison()
+    for evaluation in found["evaluations"].values():
+        evaluation["source"] = "phantom"
+    report.write_report(tmp_path / "report.html", found, None, {})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert -1 < text.find("The images are phantoms drawn by a program.") < text.find("<table")
+
+
 def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(sources) >= 1 + 1 + 3 + 3 + 6  # forest, spread, curves, pictures of both kinds

@@ -12,7 +12,7 @@ from mmedpo.evaluation.metrics.base import Scores
 
 REPORTS = 20  # least number of reports for a warning
 FEW = 0.1  # a warning below this ratio of distinct predictions to distinct references
-TEMPLATES = "Reports that repeat so much are templates: their BLEU, ROUGE and METEOR say little about the images"
+TEMPLATES = "are templates: their BLEU, ROUGE and METEOR say little about the images"
 MANY = 0.5  # a warning above this share of one report, if it is also twice the references' share
 
 
@@ -41,7 +41,23 @@ def described(metrics: Mapping[str, Any]) -> str | None:
         f"{number_of(metrics['n_distinct'], 'distinct reports')} in {metrics['n_report']:,} (the references: "
         f"{metrics['n_distinct_references']:,}); the most frequent is {shares[0]} of them ({shares[1]})"
     )
-    return f"{found}. {TEMPLATES}" if are_few(metrics) else found
+    return f"{found}. Reports that repeat so much {TEMPLATES}" if are_few(metrics) else found
+
+
+def compared(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """Return `counts` of several runs on the same questions in words, by name; None where none has too few."""
+    known = [(name, metrics) for name, metrics in runs if "n_distinct" in metrics]
+    few = [repr(name) for name, metrics in known if are_few(metrics)]
+    if not few:
+        return None
+    _, first = known[0]
+    gold, each = 100 * first["most_frequent_reference_share"], ", ".join(
+        f"{name!r} {metrics['n_distinct']:,} ({100 * metrics['most_frequent_share']:.1f} %)" for name, metrics in known
+    )  # fmt: skip
+    return (
+        f"Distinct reports in {first['n_report']:,}, and the share of the most frequent one: the references "
+        f"{first['n_distinct_references']:,} ({gold:.1f} %), {each}. Those of {', '.join(few)} {TEMPLATES}"
+    )
 
 
 def are_few(metrics: Mapping[str, Any]) -> bool:

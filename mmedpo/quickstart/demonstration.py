@@ -97,7 +97,8 @@ def run(
                 str(max(int(RELIANCE_QUESTIONS * scale), 20)), "--output", output / "reliance" / name)  # fmt: skip
     controls = [name for name in ["start", *arms] if name not in ("text", "mmedpo")]
     chain.words("compare", *(output / "reliance" / name for name in ["text", *controls, "mmedpo"]),
-            "--seed", str(seed), "--source", corpus, "--output", output / "reliance" / "comparison")  # fmt: skip
+            "--seed", str(seed), "--source", corpus, "--dataset", dataset,
+            "--output", output / "reliance" / "comparison")  # fmt: skip
     reliance = _reliance(read_json(output / "reliance" / "comparison" / "comparison.json"))
     # The report page shows the changed answers of the last run.
     order = ["start", *(name for name in arms if name != "mmedpo"), "mmedpo"]

@@ -87,7 +87,8 @@ def apply(
     pairs, file = Pairs(dataset), verdicts or beside(dataset)
     if not file.exists():
         raise InputError(f"{file} does not exist. Review the dataset first: mmedpo review {dataset}")
-    manifest = run.apply(pairs, reviewed(pairs, Verdicts(file)), file, output, command_line())
+    given = Verdicts(file)
+    manifest = run.apply(pairs, reviewed(pairs, given), given, output, command_line())
     found = manifest["review"]
     seen = f"{found['seen']:,} of {found['rows']:,} pairs seen by {number_of(found['reviewers'], 'reviewers')}"
     did = f"{found['rejected']:,} left out, {found['edited']:,} edited, {found['relevance']:,} with their relevance"

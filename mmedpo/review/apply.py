@@ -28,7 +28,7 @@ from mmedpo.review import edits, shown
 from mmedpo.review.agreement import Reviewed, relevances, summary
 from mmedpo.review.edits import PLACE, SIDES
 from mmedpo.review.pairs import Pairs
-from mmedpo.review.verdicts import ACCEPT, REJECT, Verdict
+from mmedpo.review.verdicts import ACCEPT, REJECT, Verdict, Verdicts
 from mmedpo.runs.json_files import sha256, write_json
 from mmedpo.runs.run_folder import short_folder
 
@@ -76,13 +76,13 @@ def outcome(said: Sequence[Verdict], kind: str) -> Outcome:
     return Outcome(None, "", after, fmean(found) if found else None, said)
 
 
-def apply(pairs: Pairs, given: Reviewed, verdicts: Path, output: Path, command: str) -> dict[str, Any]:
+def apply(pairs: Pairs, given: Reviewed, verdicts: Verdicts, output: Path, command: str) -> dict[str, Any]:
     """Write the reviewed version of a dataset: rows, manifest, audit, card, `changes.jsonl` and the verdicts.
 
     Rows without a verdict stay as they are, but for their weights, which are normalised anew over all rows.
 
     Args:
-        verdicts: the file that `given` was read from.
+        verdicts: of the file that `given` was read from; what came later is not copied.
 
     Returns:
         The manifest.
@@ -115,8 +115,9 @@ def apply(pairs: Pairs, given: Reviewed, verdicts: Path, output: Path, command: 
         left = {id: one for id, one in outcomes.items() if one.reject}
         _write_rejects(pairs, folder, left)
         (folder / "changes.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in changed.made), "utf-8")
-        shutil.copyfile(verdicts, folder / "verdicts.jsonl")
-        made = _manifest(manifest, pairs, given, outcomes, normalization, changed, verdicts) | {"command": command}
+        verdicts.copy(folder / "verdicts.jsonl")
+        made = _manifest(manifest, pairs, given, outcomes, normalization, changed) | {"command": command}
+        made["review"]["verdicts_sha256"] = sha256(folder / "verdicts.jsonl")
         write_json(folder / "manifest.json", made)
         write_json(folder / "audit.json", audit.audit(str(folder), name=output.name))
         cards.write_dataset_card(folder)
@@ -240,7 +241,7 @@ def _write_rejects(pairs: Pairs, folder: Path, left: Mapping[str, Outcome]) -> N
 
 def _manifest(
     before: Mapping[str, Any], pairs: Pairs, given: Reviewed, outcomes: Mapping[str, Outcome],
-    normalization: Normalization, changed: _Changed, verdicts: Path,
+    normalization: Normalization, changed: _Changed,
 ) -> dict[str, Any]:  # fmt: skip
     found = summary(pairs, given)
     left = Counter(one.reject for one in outcomes.values() if one.reject)
@@ -258,6 +259,5 @@ def _manifest(
             "edited": sum(bool(one["after"]) for one in changed.made),
             "relevance": sum(one["relevance"] is not None for one in changed.made),
             "alpha": found["agreement"]["decisions"]["alpha"], "blind": found["blind"],
-            "verdicts_sha256": sha256(verdicts),
         },
     }  # fmt: skip

@@ -69,7 +69,8 @@ class Verdicts:
         self.file, self.broken = file, 0
         self._lock = FileLock(f"{file}.lock")
         self._all: dict[str, Verdict] = {}  # by id
-        self._read_to, self._lines = 0, 0  # bytes and lines
+        self._read_to, self._lines = 0, 0  # bytes and lines that are whole
+        self._seen = 0  # bytes, with a last line that is being written
 
     def all(self) -> list[Verdict]:
         """Return the verdicts in the order in which they were given, those of other writers included.
@@ -89,6 +90,7 @@ class Verdicts:
                         self._read_to, self._lines = self._read_to + len(line), self._lines + 1
                     else:
                         self._add(line)  # the last, being written or cut short, unless it is whole
+                self._seen = lines.tell()
         return [*self._all.values()]
 
     def check(self) -> None:
@@ -102,6 +104,11 @@ class Verdicts:
     def last(self) -> dict[tuple[str, str], Verdict]:
         """Return the last verdict of each (row, reviewer)."""
         return {(one.row, one.reviewer): one for one in self.all()}
+
+    def copy(self, target: Path) -> None:
+        """Write what was read until now to another file, without what others have appended since."""
+        with self.file.open("rb") as file:
+            target.write_bytes(file.read(self._seen))
 
     def append(self, verdicts: Iterable[Verdict]) -> int:
         """Write verdicts that are not there yet, whole and to the disk; return how many they were."""
@@ -120,7 +127,7 @@ class Verdicts:
         return len(new)
 
     def _forget(self) -> None:
-        self._all, self._read_to, self._lines, self.broken = {}, 0, 0, 0
+        self._all, self._read_to, self._seen, self._lines, self.broken = {}, 0, 0, 0, 0
 
     def _add(self, line: bytes) -> bool:
         """Add the verdict of a line; return False if it is no JSON."""

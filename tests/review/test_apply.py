@@ -15,11 +15,12 @@ from mmedpo.curation.noise import Noise, box_mask
 from mmedpo.curation.weights import normalize
 from mmedpo.data import credentialed, images, loading, origin, shards
 from mmedpo.data.samples import Box
-from mmedpo.review import shown
+from mmedpo.review import apply, shown
 from mmedpo.review.agreement import reviewed
 from mmedpo.review.apply import DIFFERENT, EDITED, NO_BOX, NO_PAIR, REJECTED, outcome
 from mmedpo.review.pairs import Pairs, digest
 from mmedpo.review.verdicts import Verdict, Verdicts
+from mmedpo.runs.json_files import sha256
 
 BOX = {"label": "opacity", "x": 4.0, "y": 4.0, "width": 20.0, "height": 10.0, "confidence": 1.0}
 
@@ -65,6 +66,21 @@ def test_verdicts_on_a_row_come_to_one_outcome(said: Any, reject: Any, after: An
     given = [(one, {}) if isinstance(one, str) else one for one in said]
     found = outcome([Verdict("v", "r", "d", "A", "t", decision, **more) for decision, more in given], "lesion_noise")
     assert (found.reject, found.after) == (reject, after) and found.relevance == pytest.approx(relevance)
+
+
+def test_what_is_said_after_the_verdicts_were_read_is_neither_applied_nor_copied(
+    review: Review, tmp_path: Path
+) -> None:
+    review.say(0, decision="reject")
+    read = Verdicts(review.file.file)
+    given = reviewed(review.pairs, read)
+    with review.file.file.open("ab") as file:
+        file.write(b'{"id": "being wri')
+    review.say(1, decision="reject")
+    made = apply.apply(review.pairs, given, read, tmp_path / "reviewed", "")
+    copy = tmp_path / "reviewed" / "verdicts.jsonl"
+    assert made["review"]["rejected"] == len(copy.read_text("utf-8").splitlines()) == 1
+    assert made["review"]["verdicts_sha256"] == sha256(copy)
 
 
 def test_a_reviewed_version_has_edits_rejects_and_new_weights(review: Review, tmp_path: Path, run: Any) -> None:

@@ -1,6 +1,7 @@
 """The quickstart over several seeds and all arms: differences to each seed's start, and visual reliance beside `text`.
 
-Run     python benchmarks/phantom_seeds.py --seeds 0 1 2 --output runs/seeds
+Run     python benchmarks/phantom_seeds.py --seeds 0 1 2 --output runs/seeds --record
+        benchmarks/results/phantom_seeds.json
 Writes  runs/seeds/SEED/ (a whole quickstart each; finished ones are not run again) and prints two Markdown
         tables: differences to each seed's own starting model, and the accuracy that is lost with the lesion noised,
         with differences to text pairs alone; with 95 % paired-bootstrap intervals over images.
@@ -10,8 +11,9 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from mmedpo.runs.json_files import read_json
+from mmedpo.runs.json_files import read_json, write_json
 
 TABLES = {
     "results": ("overall_accuracy", "closed_accuracy", "open_recall", "rouge_l"),
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", help="test, or validation while choosing settings")
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--record", type=Path, help="JSON file of the tables")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
@@ -35,15 +38,26 @@ def main() -> None:
                     [sys.executable, *command, "--split", arguments.split, "--resume"],
                     check=True, stdout=log, stderr=subprocess.STDOUT,
                 )  # fmt: skip
+    seeds = " ".join(map(str, arguments.seeds))
+    record: dict[str, Any] = {
+        "command": f"python benchmarks/phantom_seeds.py --seeds {seeds} --split {arguments.split}"
+    }
     for measure, metrics in TABLES.items():
+        rows = record[measure] = {}
         print("| seed | arm | " + " | ".join(f"{name}: value (difference)" for name in metrics) + " |")
         print("|---" * (2 + len(metrics)) + "|")
         for seed in arguments.seeds:
             comparison = read_json(arguments.output / str(seed) / measure / "comparison.json")
+            sizes = {name: comparison["sizes"][name] for name in metrics}
+            record["versions"] = comparison["versions"]
+            rows[seed] = {"baseline": comparison["baseline"], "sizes": sizes, "arms": {}}
             for arm in comparison["runs"]:
-                cells = [cell(comparison["metrics"][name][arm]) for name in metrics]
-                print(f"| {seed} | {arm} | " + " | ".join(cells) + " |")
+                entries = {name: comparison["metrics"][name][arm] for name in metrics}
+                rows[seed]["arms"][arm] = entries
+                print(f"| {seed} | {arm} | " + " | ".join(map(cell, entries.values())) + " |")
         print()
+    if arguments.record:
+        write_json(arguments.record, record)
 
 
 def cell(entry: dict[str, float]) -> str:

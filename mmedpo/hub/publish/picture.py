@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, saved
+from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, saved, styled
 from mmedpo.data.text import number_of
 from mmedpo.schema import DISPREFERENCES
 
@@ -22,11 +22,10 @@ def draw(audit: Mapping[str, Any]) -> bytes:
 
     Equal audits give equal bytes within one version of matplotlib.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with rc_context({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
+    with styled({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
         figure = Figure(figsize=(9.6, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
         parts = figure.subfigures(2, 2, squeeze=False).flat  # so that each has margins of its own
         kinds, weights, lengths, rejects = (part.subplots() for part in parts)

@@ -1,5 +1,5 @@
 # Two commands, each enough on a machine that has git, make and Python 3.11:
-#   make quickstart   sets up .venv and runs the main job on phantoms (about eight minutes, no network after installation)
+#   make quickstart   sets up .venv and runs the main job on phantoms (about eleven minutes, no network after installation)
 #   make test         sets up .venv, lints, type-checks and runs the tests
 
 PYTHON ?= python3.11

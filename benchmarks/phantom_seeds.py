@@ -49,8 +49,8 @@ def main() -> None:
         for seed in arguments.seeds:
             comparison = read_json(arguments.output / str(seed) / measure / "comparison.json")
             sizes = {name: comparison["sizes"][name] for name in metrics}
-            record["versions"] = comparison["versions"]
-            rows[seed] = {"baseline": comparison["baseline"], "sizes": sizes, "arms": {}}
+            kept = {key: comparison[key] for key in ("baseline", "versions")}
+            rows[seed] = {**kept, "sizes": sizes, "arms": {}}
             for arm in comparison["runs"]:
                 entries = {name: comparison["metrics"][name][arm] for name in metrics}
                 rows[seed]["arms"][arm] = entries

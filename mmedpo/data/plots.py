@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#9a5b86", "#8a6d00", "#333333")
 DARK, GREY, LIGHT = PALETTE[-1], "#7a7a7a", "#b0b0b0"
 ON_HEAT = "#56b4e9"  # stands out on the colours of a heat map
-_ONE = threading.Lock()
+_ONE_THREAD = threading.RLock()
 
 
 @contextmanager
-def styled(settings: dict[Any, Any]) -> Iterator[None]:
+def plot_settings(settings: dict[Any, Any]) -> Iterator[None]:
     """Draw with settings of matplotlib, which are the process's own: one thread at a time changes and restores them."""
     from matplotlib import rc_context
 
-    with _ONE, rc_context(settings):
+    with _ONE_THREAD, rc_context(settings):
         yield
 
 

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.data.plots import GREY, LIGHT, PALETTE, saved, styled
+from mmedpo.data.plots import GREY, LIGHT, PALETTE, plot_settings, saved
 from mmedpo.report.curves import KINDS, kinds, logged
 from mmedpo.report.wording import heading, label, ordered, outcome, titled
 
@@ -136,7 +136,7 @@ def _svg(draw: Callable[[Axes], None], height: float) -> str:
     """Return a chart as a data URI; its text uses the reader's fonts."""
     from matplotlib.figure import Figure
 
-    with styled(STYLE):
+    with plot_settings(STYLE):
         figure = Figure(figsize=(4.8, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ import threading
 
 from matplotlib import rcParams
 
-from mmedpo.data.plots import styled
+from mmedpo.data.plots import plot_settings
 
 
 def test_settings_of_threads_do_not_mix_and_none_stays() -> None:
@@ -15,11 +15,11 @@ def test_settings_of_threads_do_not_mix_and_none_stays() -> None:
 
     def other() -> None:
         begun.set()
-        with styled({"axes.titlelocation": "right"}):
+        with plot_settings({"axes.titlelocation": "right"}):
             seen.append(rcParams["axes.titlelocation"])
 
     thread = threading.Thread(target=other)
-    with styled({"axes.titlelocation": "left"}):
+    with plot_settings({"axes.titlelocation": "left"}):
         thread.start()
         assert begun.wait(10)
         thread.join(0.2)  # it waits for this thread's settings to be restored

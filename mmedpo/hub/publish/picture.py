@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, saved, styled
+from mmedpo.data.plots import DARK, GREY, LIGHT, PALETTE, plot_settings, saved
 from mmedpo.data.text import number_of
 from mmedpo.schema import DISPREFERENCES
 
@@ -25,7 +25,7 @@ def draw(audit: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with styled({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
+    with plot_settings({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "text.parse_math": False}):
         figure = Figure(figsize=(9.6, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
         parts = figure.subfigures(2, 2, squeeze=False).flat  # so that each has margins of its own
         kinds, weights, lengths, rejects = (part.subplots() for part in parts)

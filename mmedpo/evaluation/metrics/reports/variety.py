@@ -51,12 +51,12 @@ def compared(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
     if not few:
         return None
     _, first = known[0]
-    gold, each = 100 * first["most_frequent_reference_share"], ", ".join(
-        f"{name!r} {metrics['n_distinct']:,} ({100 * metrics['most_frequent_share']:.1f} %)" for name, metrics in known
-    )  # fmt: skip
+    counted = [("the references", first["n_distinct_references"], first["most_frequent_reference_share"])]
+    counted += [(repr(name), metrics["n_distinct"], metrics["most_frequent_share"]) for name, metrics in known]
+    each = ", ".join(f"{name} {distinct:,} ({100 * share:.1f} %)" for name, distinct, share in counted)
     return (
-        f"Distinct reports in {first['n_report']:,}, and the share of the most frequent one: the references "
-        f"{first['n_distinct_references']:,} ({gold:.1f} %), {each}. Those of {', '.join(few)} {TEMPLATES}"
+        f"Distinct reports in {first['n_report']:,}, and the share of the most frequent one: {each}. "
+        f"Those of {', '.join(few)} {TEMPLATES}"
     )
 
 
